@@ -1,0 +1,278 @@
+"""From one TOML file and `--set key=value` overrides to a checked, frozen `RunSpec`.
+
+A field lives on the component that reads it. Unknown keys are errors that name the nearest known
+key. DeepSpeed's own options pass through `train.deepspeed` as they are.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
+
+from .method import Method, find_method, method_names
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class DataSpec(_Section):
+    """What is trained on.
+
+    `split_file`: a published list (Parquet with `dataset`, `n_labels`, `split`, `index`) and
+    `split_dataset`, `split_num_labels`, `split_number` choose the labeled nodes; otherwise
+    `labels_per_class` are drawn by `split_seed`; otherwise the manifest's labels are taken.
+    """
+
+    uri: str
+    labels_per_class: int | None = Field(None, ge=1)
+    split_seed: int = 0
+    split_file: str | None = None
+    split_dataset: str | None = None
+    split_num_labels: int | None = None
+    split_number: int = 0
+    val_share: Share = 0.0
+    num_nodes: int | None = Field(None, ge=1, description="seeded subset of the training samples")
+    weak: str = "crop"
+    strong: str = "affine_erase"
+    cache_mb: int = Field(512, ge=0)
+    max_broken_share: Share = 0.01
+
+
+class ModelSpec(_Section):
+    backbone: str = "cnn_small"
+    feature_dim: int = Field(128, ge=1)
+    weights: str | None = None
+
+
+class GraphSpec(_Section):
+    k: int = Field(15, ge=1)
+    metric: Literal["cosine", "euclidean"] = "cosine"
+    num_shards: int = Field(1, ge=1)
+    device: str = "auto"
+    backend: Literal["auto", "torch", "faiss"] = "auto"
+    dtype: Literal["float32", "float16"] = "float32"
+
+
+class RefreshSpec(_Section):
+    every_epochs: int = Field(1, ge=1)
+    network: Literal["ema", "student"] = "ema"
+
+
+class TrainSpec(_Section):
+    """The loop. `batch_size` is global; `micro_batches` cuts it into the units of batch norm,
+    mixup and gradient accumulation, so the result is the same for every `num_workers` that
+    divides `micro_batches`."""
+
+    engine: Literal["deepspeed", "local"] = "deepspeed"
+    epochs: int = Field(ge=1)
+    batch_size: int = Field(128, ge=1)
+    labeled_per_batch: int = Field(32, ge=1)
+    micro_batches: int = Field(2, ge=1)
+    steps_per_epoch: int | None = Field(None, ge=1)
+    warmup_steps: int = Field(0, ge=0)
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float = Field(0.03, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    nesterov: bool = True
+    weight_decay: float = Field(5e-4, ge=0)
+    schedule: Literal["cosine", "constant", "step"] = "cosine"
+    cosine_end: float | None = Field(None, gt=0, description="epoch at which the cosine is 0")
+    step_epochs: tuple[float, ...] = ()
+    step_factor: float = Field(0.1, gt=0, le=1)
+    lr_warmup_steps: int = Field(0, ge=0)
+    ema_decay: float = Field(0.99, ge=0, lt=1)
+    grad_clip: float = Field(0.0, ge=0, description="largest gradient norm; 0 = no clipping")
+    num_workers: int = Field(1, ge=1)
+    threads_per_worker: int | None = Field(None, ge=1)
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    eval_every_epochs: int = Field(1, ge=1)
+    checkpoint_every_epochs: int = Field(1, ge=1)
+    keep_checkpoints: int = Field(2, ge=1)
+    extract_batch_size: int = Field(512, ge=1)
+    deepspeed: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _divides(self) -> Self:
+        if self.micro_batches % self.num_workers:
+            raise ValueError(
+                f"train.num_workers = {self.num_workers} does not divide train.micro_batches = "
+                f"{self.micro_batches}; set train.micro_batches to a multiple of it"
+            )
+        for name in ("batch_size", "labeled_per_batch"):
+            if getattr(self, name) % self.micro_batches:
+                raise ValueError(
+                    f"train.{name} = {getattr(self, name)} is no multiple of "
+                    f"train.micro_batches = {self.micro_batches}"
+                )
+        if self.labeled_per_batch > self.batch_size:
+            raise ValueError(
+                f"train.labeled_per_batch = {self.labeled_per_batch} is more than "
+                f"train.batch_size = {self.batch_size}"
+            )
+        return self
+
+
+class ResourcesSpec(_Section):
+    """What one trainer and one shard ask of Ray. Shards and trainers work in turn, so halves
+    of a core or a GPU let them share it."""
+
+    cpus_per_trainer: float = Field(0.5, ge=0)
+    cpus_per_shard: float = Field(0.5, ge=0)
+    gpus_per_trainer: float = Field(0.0, ge=0)
+    gpus_per_shard: float = Field(0.0, ge=0)
+
+
+class OutputSpec(_Section):
+    uri: str = "runs"
+
+
+class RunSpec(_Section):
+    name: str
+    seed: int = 0
+    data: DataSpec
+    model: ModelSpec = ModelSpec()
+    method: SerializeAsAny[Method]
+    graph: GraphSpec = GraphSpec()
+    refresh: RefreshSpec = RefreshSpec()
+    train: TrainSpec
+    resources: ResourcesSpec = ResourcesSpec()
+    output: OutputSpec = OutputSpec()
+
+    @property
+    def num_workers(self) -> int:
+        return self.train.num_workers
+
+    def to_toml(self) -> str:
+        """The resolved configuration; `load_config` reads it back to an equal spec."""
+        body = self.model_dump(mode="json", exclude_none=True)
+        body["method"] = {"name": method_name(self.method), **body["method"]}
+        return tomli_w.dumps(body)
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message is one sentence for the user."""
+
+
+def method_name(method: Method) -> str:
+    return type(method).__module__.rsplit(".", 1)[-1]
+
+
+def shipped_configs() -> dict[str, Path]:
+    """Configurations in the package, by name."""
+    folder = Path(__file__).parent / "configs"
+    return {p.stem: p for p in sorted(folder.glob("*.toml"))}
+
+
+def load_config(config: str | Path, overrides: Mapping[str, Any] | None = None) -> RunSpec:
+    """Read a shipped configuration (by name) or a file, apply overrides by dotted key, check.
+
+    Raises:
+        ConfigError: No such file, unknown key, wrong type or value out of range.
+    """
+    path = shipped_configs().get(str(config)) or Path(config)
+    if not path.is_file():
+        near = difflib.get_close_matches(str(config), shipped_configs(), n=1, cutoff=0.4)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(
+            f"no configuration {str(config)!r}: neither a file nor one of "
+            f"{', '.join(shipped_configs())}{hint}"
+        )
+    try:
+        raw = tomllib.loads(path.read_text())
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+    for key, value in (overrides or {}).items():
+        _assign(raw, key, value)
+    return parse_spec(raw, source=str(config))
+
+
+def parse_overrides(items: Sequence[str]) -> dict[str, Any]:
+    """`["graph.k=32"]` -> `{"graph.k": 32}`; values are TOML, anything else is a string."""
+    out: dict[str, Any] = {}
+    for item in items:
+        key, sign, text = item.partition("=")
+        if not sign or not key.strip():
+            raise ConfigError(f"--set {item!r}: expected key=value, for example graph.k=32")
+        try:
+            out[key.strip()] = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            out[key.strip()] = text
+    return out
+
+
+def parse_spec(raw: Mapping[str, Any], *, source: str = "configuration") -> RunSpec:
+    """Check a nested mapping as read from TOML.
+
+    Raises:
+        ConfigError: One sentence naming the first wrong key, its value and the remedy.
+    """
+    body = {k: dict(v) if isinstance(v, Mapping) else v for k, v in raw.items()}
+    section = body.get("method")
+    if not isinstance(section, dict) or "name" not in section:
+        raise ConfigError(f"{source}: [method] name is missing; known are {method_names()}")
+    name = section.pop("name")
+    try:
+        method_type = find_method(str(name))
+    except ValueError as error:
+        raise ConfigError(f"{source}: {error}") from None
+    models: dict[str, type[BaseModel]] = {
+        key: info.annotation
+        for key, info in RunSpec.model_fields.items()
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel)
+    }
+    models["method"] = method_type
+    _reject_unknown(body, models, source)
+    try:
+        body["method"] = method_type(**section)
+        return RunSpec(**body)
+    except ValidationError as error:
+        raise ConfigError(f"{source}: {_first_problem(error, method_type)}") from None
+
+
+def _assign(raw: dict[str, Any], key: str, value: Any) -> None:
+    *parents, leaf = key.split(".")
+    for part in parents:
+        raw = raw.setdefault(part, {})
+        if not isinstance(raw, dict):
+            raise ConfigError(f"--set {key}: {part!r} is a value, not a section")
+    raw[leaf] = value
+
+
+def _reject_unknown(
+    body: Mapping[str, Any], models: Mapping[str, type[BaseModel]], source: str
+) -> None:
+    known = set(RunSpec.model_fields)
+    dotted = {f"{s}.{f}" for s, m in models.items() for f in m.model_fields} | known
+    dotted.add("method.name")
+    given = [
+        f"{key}.{leaf}" if isinstance(value, Mapping) else key
+        for key, value in body.items()
+        for leaf in (value if isinstance(value, Mapping) else [""])
+    ]
+    for key in given:
+        if key not in dotted:
+            near = difflib.get_close_matches(key, dotted, n=1, cutoff=0.5)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(f"{source}: unknown key {key!r}{hint}")
+
+
+def _first_problem(error: ValidationError, method_type: type[Method]) -> str:
+    first = error.errors()[0]
+    path = [str(part) for part in first["loc"]]
+    if error.title == method_type.__name__:
+        path.insert(0, "method")
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "value_error":
+        return message
+    if first["type"] == "missing":
+        return f"{'.'.join(path)} is missing"
+    return f"{'.'.join(path)} = {first['input']!r}: {message[0].lower()}{message[1:]}"

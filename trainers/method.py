@@ -1,0 +1,163 @@
+"""The one place where methods and the loop meet.
+
+A method is a frozen, self-checking set of hyperparameters with at most three functions: `build`
+(the network), `refresh` (what a round makes of the graph) and `loss` (what a micro-batch costs).
+One method is one file in `methods/` and one TOML in `configs/`; `find_method` imports it by name.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int64
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from ..graph_store.view import GraphView, Neighborhood, NodeState, PseudoLabels
+
+ViewName = Literal["plain", "weak", "strong"]
+Nodes = Literal["labeled", "unlabeled", "mixed", "all"]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Part of an epoch with its own nodes and loss.
+
+    Attributes:
+        name: Handed to `Method.loss` in the batch.
+        nodes: "labeled": batch_size labeled nodes; "mixed": labeled_per_batch labeled ones followed
+            by unlabeled ones; "unlabeled", "all": batch_size of these. An epoch of "labeled" has as
+            many steps as one of "mixed", so that budgets are comparable.
+        hops: Depth of the neighbourhood that comes with each batch; 0 = none.
+    """
+
+    name: str
+    nodes: Nodes
+    hops: int = 0
+
+
+@dataclass(frozen=True)
+class ModelOutput:
+    features: Float[Tensor, "b D"]
+    logits: Float[Tensor, "b C"]
+
+
+class Network(nn.Module, ABC):
+    """Backbone and classifier; the classifier may look at neighbours from the store."""
+
+    feature_dim: int
+
+    @abstractmethod
+    def features(self, inputs: Tensor) -> Float[Tensor, "b D"]:
+        """What goes into the store's feature bank."""
+
+    @abstractmethod
+    def head(
+        self, features: Float[Tensor, "b D"], neighborhood: Neighborhood | None
+    ) -> Float[Tensor, "b C"]:
+        """Logits; `neighborhood` is rooted at the rows of `features`."""
+
+    def forward(self, inputs: Tensor, neighborhood: Neighborhood | None = None) -> ModelOutput:
+        features = self.features(inputs)
+        return ModelOutput(features, self.head(features, neighborhood))
+
+
+NetworkCall = Callable[..., ModelOutput]
+"""`net(inputs, neighborhood=None)`: a Network or an engine around one."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch as a method's loss sees it. All tensors lie on the training device.
+
+    Attributes:
+        phase: Name of the phase.
+        node_ids, labels: Labels are the given ones; -1 = unlabeled. "mixed": labeled rows first.
+        pseudo: Pseudo-labels of these rows in the last published round; None before round 0.
+        neighborhood: Rooted at these rows; None where the phase has no hops or before round 0.
+        view: `view("strong")` or `view("weak", rows)`: normalised float inputs `b c h w`; drawn
+            afresh from `generator` at each call. `rows` is a boolean mask or indices.
+        generator: The only source of randomness (CPU), a function of seed, step and micro-batch.
+        progress: Share of the training done, in [0, 1).
+    """
+
+    phase: str
+    node_ids: Int64[Tensor, " b"]
+    labels: Int64[Tensor, " b"]
+    pseudo: PseudoLabels | None
+    neighborhood: Neighborhood | None
+    view: Callable[..., Tensor]
+    generator: torch.Generator
+    progress: float = 0.0
+
+
+@dataclass(frozen=True)
+class Loss:
+    """`total` is what is minimised; `parts` are detached scalars that are logged by name."""
+
+    total: Float[Tensor, ""]
+    parts: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Method(BaseModel, ABC):
+    """Frozen hyperparameters of a method. Subclasses declare them as pydantic fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @property
+    @abstractmethod
+    def phases(self) -> tuple[Phase, ...]:
+        """Phases of one epoch, in order."""
+
+    @property
+    def uses_graph(self) -> bool:
+        """False: no features are put and no graph is built (no refresh rounds)."""
+        return True
+
+    @property
+    def predict_hops(self) -> int:
+        """Depth of the neighbourhood that prediction needs from the store; 0 = none."""
+        return 0
+
+    @abstractmethod
+    def build(self, backbone: nn.Module, feature_dim: int, num_classes: int) -> Network:
+        """The network to train. Called under a seeded RNG."""
+
+    def refresh(self, graph: GraphView, state: NodeState) -> PseudoLabels | None:
+        """Pseudo-labels of the own rows; runs SPMD on the store's shards. Pure."""
+        return None
+
+    @abstractmethod
+    def loss(self, net: NetworkCall, batch: Batch) -> Loss:
+        """Loss of one micro-batch."""
+
+
+def method_names() -> list[str]:
+    """Names of the methods on disk, sorted."""
+    from . import methods
+
+    return sorted(m.name for m in pkgutil.iter_modules(methods.__path__) if m.name[0] != "_")
+
+
+def find_method(name: str) -> type[Method]:
+    """The method class that `methods/<name>.py` defines.
+
+    Raises:
+        ValueError: There is no such method; the message lists those there are.
+    """
+    if name not in method_names():
+        raise ValueError(f"method.name = {name!r}: no such method; known are {method_names()}")
+    module = importlib.import_module(f"{__package__}.methods.{name}")
+    found = [
+        v
+        for v in vars(module).values()
+        if isinstance(v, type) and issubclass(v, Method) and v.__module__ == module.__name__
+    ]
+    assert len(found) == 1, f"methods/{name}.py must define exactly one Method, has {found}"
+    return found[0]
