@@ -1,0 +1,169 @@
+"""From a plan of node ids to the micro-batches that a rank trains on.
+
+Reading samples and asking the store for neighbours happens on one background thread, a few
+micro-batches ahead of the training step.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from ..datasets.reader import Reader
+from ..datasets.sampler import Plan
+from ..datasets.schema import NodeBatch
+from ..graph_store.store import GraphStore
+from ..graph_store.view import Hop, Neighborhood, PseudoLabels
+from .method import Batch, Phase, ViewName
+from .seeds import derive_seed
+
+T = TypeVar("T")
+U = TypeVar("U")
+Views = dict[ViewName, Callable[[Tensor, torch.Generator], Tensor]]
+
+
+@dataclass(frozen=True)
+class BatchSource:
+    """All that a micro-batch is made from. `store` is None for methods without a graph."""
+
+    reader: Reader
+    views: Views
+    store: GraphStore | None
+    device: torch.device
+    seed: int
+
+    def micro_batches(
+        self,
+        plan: Plan,
+        phase: Phase,
+        *,
+        epoch: int,
+        round: int | None,
+        mine: range,
+        progress: Callable[[int], float],
+    ) -> Iterator[tuple[int, int, Batch]]:
+        """(step, micro-batch index, batch) of this rank, in order.
+
+        Args:
+            round: The round to read pseudo-labels and neighbours from; None = none published.
+            mine: Indices of this rank's micro-batches within every step.
+            progress: Share of the training done at a step.
+        """
+        items = ((step, index) for step in range(plan.num_steps) for index in mine)
+
+        def load(
+            item: tuple[int, int],
+        ) -> tuple[int, int, NodeBatch, PseudoLabels | None, Neighborhood | None]:
+            nodes = self.reader.read(plan.micro_batch(*item))
+            pseudo, neighborhood = None, None
+            if self.store is not None and round is not None:
+                pseudo = self.store.pseudo_labels(nodes.node_ids, round=round)
+                if phase.hops:
+                    neighborhood = self.store.neighborhood(
+                        nodes.node_ids, hops=phase.hops, round=round
+                    )
+            return *item, nodes, pseudo, neighborhood
+
+        for step, index, nodes, pseudo, neighborhood in prefetch(load, items, depth=3):
+            seed = derive_seed(self.seed, "batch", phase.name, epoch, step, index)
+            yield (
+                step,
+                index,
+                self._batch(nodes, phase, pseudo, neighborhood, seed, progress(step)),
+            )
+
+    def _batch(
+        self,
+        nodes: NodeBatch,
+        phase: Phase,
+        pseudo: PseudoLabels | None,
+        neighborhood: Neighborhood | None,
+        seed: int,
+        progress: float,
+    ) -> Batch:
+        generator = torch.Generator().manual_seed(seed)
+
+        def view(name: ViewName, rows: Tensor | None = None) -> Tensor:
+            inputs = nodes.inputs if rows is None else nodes.inputs[rows.cpu()]
+            return self.views[name](inputs.to(self.device), generator)
+
+        # Dropout draws from the global generator; this makes it a function of the micro-batch too.
+        torch.manual_seed(derive_seed(seed, "dropout"))
+        return Batch(
+            phase=phase.name,
+            node_ids=nodes.node_ids.to(self.device),
+            labels=nodes.labels.to(self.device),
+            pseudo=None if pseudo is None else pseudo_to(pseudo, self.device),
+            neighborhood=None if neighborhood is None else neighborhood_to(neighborhood, self.device),
+            view=view,
+            generator=generator,
+            progress=progress,
+        )
+
+
+def pseudo_to(pseudo: PseudoLabels, device: torch.device) -> PseudoLabels:
+    extra = {name: column.to(device) for name, column in pseudo.extra.items()}
+    return PseudoLabels(pseudo.probs.to(device), pseudo.weight.to(device), extra)
+
+
+def neighborhood_to(neighborhood: Neighborhood, device: torch.device) -> Neighborhood:
+    def move(hop: Hop) -> Hop:
+        return replace(
+            hop,
+            index=hop.index.to(device),
+            node_ids=hop.node_ids.to(device),
+            features=hop.features.to(device),
+            density=hop.density.to(device),
+        )
+
+    return Neighborhood(tuple(move(hop) for hop in neighborhood.hops))
+
+
+def prefetch(load: Callable[[T], U], items: Iterable[T], *, depth: int) -> Iterator[U]:
+    """`map(load, items)`, computed on one thread up to `depth` results ahead.
+
+    An exception in `load` is raised where its result would have come. Leaving the loop early stops
+    the thread.
+    """
+    results: queue.Queue[tuple[U | None, BaseException | None]] = queue.Queue(maxsize=depth)
+    stop = threading.Event()
+    done = object()
+
+    def offer(result: tuple[U | None, BaseException | None] | object) -> bool:
+        while not stop.is_set():
+            try:
+                results.put(result, timeout=0.1)  # type: ignore[arg-type]
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def work() -> None:
+        try:
+            for item in items:
+                if not offer((load(item), None)):
+                    return
+            offer(done)
+        except BaseException as error:
+            offer((None, error))
+
+    thread = threading.Thread(target=work, name="prefetch", daemon=True)
+    thread.start()
+    try:
+        while True:
+            result = results.get()
+            if result is done:
+                return
+            value, error = result
+            if error is not None:
+                raise error
+            yield value  # type: ignore[misc]
+    finally:
+        stop.set()
+        thread.join()

@@ -1,0 +1,122 @@
+"""The engine on DeepSpeed: data parallel over the ranks of an initialised process group.
+
+The only importer of deepspeed. ZeRO stages 0 to 3 come from `train.deepspeed` unchanged.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ..graph_store.view import Hop, Neighborhood
+from .config import TrainSpec
+from .engine import make_optimizer, set_learning_rate, uses_bf16
+from .method import ModelOutput, Network
+
+
+class ProcessGroupComm:
+    """Ranks of the default torch.distributed group."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.rank = dist.get_rank()
+        self.world_size = dist.get_world_size()
+        # NCCL moves only device tensors; gloo takes the CPU's.
+        self._device = device if dist.get_backend() == "nccl" else torch.device("cpu")
+
+    def all_sum(self, x: Tensor) -> Tensor:
+        # Gathered and added in rank order: all_reduce's order of additions is the backend's own.
+        parts = [torch.empty_like(x, device=self._device) for _ in range(self.world_size)]
+        dist.all_gather(parts, x.to(self._device).contiguous())
+        return torch.stack(parts).sum(0).to(x.device)
+
+    def barrier(self) -> None:
+        dist.barrier()
+
+
+class _Flat(nn.Module):
+    """The network with tensors alone in its signature: ZeRO's hooks see through nothing else."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, inputs: Tensor, *hops: Tensor) -> tuple[Tensor, Tensor]:
+        fields = [hops[i : i + 4] for i in range(0, len(hops), 4)]
+        neighborhood = Neighborhood(tuple(Hop(*f) for f in fields)) if hops else None
+        out = self.network(inputs, neighborhood)
+        return out.features, out.logits
+
+
+class DeepSpeedEngine:
+    """Wraps `deepspeed.initialize`; the process group must exist."""
+
+    def __init__(self, network: Network, train: TrainSpec, device: torch.device) -> None:
+        os.environ.setdefault("DS_ACCELERATOR", "cuda" if device.type == "cuda" else "cpu")
+        import deepspeed
+
+        self.network = network
+        self.device = device
+        self.comm = ProcessGroupComm(device)
+        bf16 = uses_bf16(train, device)
+        self._dtype = torch.bfloat16 if bf16 else torch.float32
+        network.to(device)
+        self._engine, self._optimizer, _, _ = deepspeed.initialize(
+            model=_Flat(network),
+            optimizer=make_optimizer(network, train),
+            config=deepspeed_config(train, world_size=self.comm.world_size, bf16=bf16),
+            dist_init_required=False,
+        )
+
+    def __call__(self, inputs: Tensor, neighborhood: Neighborhood | None = None) -> ModelOutput:
+        hops = () if neighborhood is None else neighborhood.hops
+        hops = tuple(replace(h, features=h.features.to(self._dtype)) for h in hops)
+        flat = [t for h in hops for t in (h.index, h.node_ids, h.features, h.density)]
+        features, logits = self._engine(inputs.to(self._dtype), *flat)
+        return ModelOutput(features.float(), logits.float())
+
+    def micro_step(self, loss: Tensor, *, lr: float, last: bool) -> None:
+        self._engine.backward(loss)
+        if last:
+            set_learning_rate(self._optimizer.param_groups, lr)
+        self._engine.step()
+
+    def gathered(self) -> AbstractContextManager[Any]:
+        if self._engine.zero_optimization_stage() < 3:
+            return nullcontext()
+        import deepspeed
+
+        return deepspeed.zero.GatheredParameters(list(self.network.parameters()))
+
+    def save(self, folder: Path) -> None:
+        self._engine.save_checkpoint(str(folder), tag="engine", save_latest=False)
+
+    def load(self, folder: Path) -> None:
+        path, _ = self._engine.load_checkpoint(str(folder), tag="engine")
+        if path is None:
+            raise ValueError(
+                f"{folder} was not written by train.engine = 'deepspeed'; resume with the engine "
+                "that the run was started with"
+            )
+
+
+def deepspeed_config(train: TrainSpec, *, world_size: int, bf16: bool) -> dict[str, Any]:
+    """DeepSpeed's configuration: what Labelmesh decides, then the user's own keys as they are."""
+    micro_batch = train.batch_size // train.micro_batches
+    config: dict[str, Any] = {
+        "train_batch_size": train.batch_size,
+        "train_micro_batch_size_per_gpu": micro_batch,
+        "gradient_accumulation_steps": train.micro_batches // world_size,
+        "gradient_clipping": train.grad_clip,
+        "bf16": {"enabled": bf16},
+        "zero_optimization": {"stage": 0},
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 2**31 - 1,
+    }
+    return {**config, **train.deepspeed}

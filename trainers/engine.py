@@ -1,0 +1,139 @@
+"""What steps the network: the promise, and its one-process fulfilment in plain torch.
+
+An engine owns the network's parameters and the optimiser. One optimiser step is a sequence of
+`micro_step` calls; the gradient is the mean over all micro-batches of all ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..graph_store.view import Neighborhood
+from .config import TrainSpec
+from .method import ModelOutput, Network
+
+
+class Comm(Protocol):
+    """What ranks say to each other outside the engine. Collective."""
+
+    rank: int
+    world_size: int
+
+    def all_sum(self, x: Tensor) -> Tensor:
+        """Sum of `x` over the ranks, in rank order."""
+        ...
+
+    def barrier(self) -> None: ...
+
+
+class LocalComm:
+    """One rank."""
+
+    rank = 0
+    world_size = 1
+
+    def all_sum(self, x: Tensor) -> Tensor:
+        return x
+
+    def barrier(self) -> None:
+        return None
+
+
+class Engine(Protocol):
+    """Steps a network. `device` is where inputs must lie."""
+
+    network: Network
+    comm: Comm
+    device: torch.device
+
+    def __call__(self, inputs: Tensor, neighborhood: Neighborhood | None = None) -> ModelOutput: ...
+
+    def micro_step(self, loss: Tensor, *, lr: float, last: bool) -> None:
+        """Back-propagate one micro-batch; with `last`, step the optimiser at rate `lr`."""
+        ...
+
+    def gathered(self) -> AbstractContextManager[Any]:
+        """Within it, `network` holds whole parameters on every rank."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write parameters, buffers and optimiser state; every rank calls it."""
+        ...
+
+    def load(self, folder: Path) -> None: ...
+
+
+def make_optimizer(network: nn.Module, train: TrainSpec) -> torch.optim.Optimizer:
+    """SGD or AdamW; biases and norms (tensors of one dimension) are not decayed."""
+    trainable = [p for p in network.parameters() if p.requires_grad]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": train.weight_decay},
+        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    groups = [g for g in groups if g["params"]]
+    if train.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=train.lr)
+    nesterov = train.nesterov and train.momentum > 0
+    return torch.optim.SGD(groups, lr=train.lr, momentum=train.momentum, nesterov=nesterov)
+
+
+class LocalEngine:
+    """Plain torch in one process: float32, or bf16 autocast on a GPU."""
+
+    def __init__(self, network: Network, train: TrainSpec, device: torch.device) -> None:
+        self.network = network.to(device)
+        self.device = device
+        self.comm: Comm = LocalComm()
+        self._train = train
+        self._optimizer = make_optimizer(network, train)
+        self._bf16 = uses_bf16(train, device)
+
+    def __call__(self, inputs: Tensor, neighborhood: Neighborhood | None = None) -> ModelOutput:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16):
+            out: ModelOutput = self.network(inputs, neighborhood)
+        return ModelOutput(out.features.float(), out.logits.float())
+
+    def micro_step(self, loss: Tensor, *, lr: float, last: bool) -> None:
+        (loss / self._train.micro_batches).backward()  # type: ignore[no-untyped-call]
+        if not last:
+            return
+        if self._train.grad_clip:
+            nn.utils.clip_grad_norm_(self.network.parameters(), self._train.grad_clip)
+        set_learning_rate(self._optimizer.param_groups, lr)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def gathered(self) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {"network": self.network.state_dict(), "optimizer": self._optimizer.state_dict()}
+        torch.save(state, folder / "local_engine.pt")
+
+    def load(self, folder: Path) -> None:
+        path = folder / "local_engine.pt"
+        if not path.is_file():
+            raise ValueError(
+                f"{folder} was not written by train.engine = 'local'; resume with the engine "
+                "that the run was started with"
+            )
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        self.network.load_state_dict(state["network"])
+        self._optimizer.load_state_dict(state["optimizer"])
+
+
+def set_learning_rate(groups: Iterable[dict[str, Any]], lr: float) -> None:
+    for group in groups:
+        group["lr"] = lr
+
+
+def uses_bf16(train: TrainSpec, device: torch.device) -> bool:
+    """bf16 on GPUs and float32 on CPUs, unless `train.precision` says otherwise."""
+    return train.precision == "bf16" or (train.precision == "auto" and device.type == "cuda")

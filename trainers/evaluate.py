@@ -1,0 +1,153 @@
+"""Accuracy of networks and of pseudo-labels, against the truth that training never sees.
+
+The only reader of the manifest's `truth` column inside the trainers. The loop holds an `Evaluator`
+and gets numbers from it; the truth itself stays in here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from ..datasets.reader import Reader
+from ..datasets.schema import UNLABELED
+from ..datasets.splits import Split
+from ..datasets.truth import load_truth
+from ..graph_store.store import GraphStore
+from .batches import Views, neighborhood_to
+from .engine import Comm
+from .method import Network
+from .metrics import accuracy, confusion_matrix
+
+SplitName = Literal["val", "test"]
+
+
+@dataclass(frozen=True)
+class NetworkScore:
+    accuracy: float
+    confusion: Int64[Tensor, "C C"]
+
+
+@dataclass(frozen=True)
+class LabelScore:
+    """Accuracy of the pseudo-labels that count (weight > 0), and how many they are."""
+
+    accuracy: float
+    num_judged: int
+
+
+class Evaluator:
+    """Scores networks on the held-out splits and pseudo-labels on the run's nodes."""
+
+    def __init__(
+        self,
+        uri: str,
+        split: Split,
+        *,
+        num_classes: int,
+        views: Views,
+        device: torch.device,
+        comm: Comm,
+        cache_bytes: int,
+        chunk: int = 512,
+    ) -> None:
+        self._uri = uri
+        self._rows = {"val": split.val_rows, "test": split.test_rows}
+        self._node_rows = split.rows
+        self._node_labels = split.labels
+        self._num_classes = num_classes
+        self._views = views
+        self._device = device
+        self._comm = comm
+        self._cache_bytes = cache_bytes
+        self._chunk = chunk
+        self._readers: dict[str, Reader] = {}
+        self._node_truth: Tensor | None = None
+
+    def has(self, split: SplitName) -> bool:
+        return len(self._rows[split]) > 0
+
+    @torch.no_grad()
+    def network(
+        self,
+        network: Network,
+        split: SplitName,
+        *,
+        store: GraphStore | None = None,
+        hops: int = 0,
+        k: int = 1,
+    ) -> NetworkScore:
+        """Accuracy on a held-out split; collective over the ranks.
+
+        With `hops` > 0 the head sees the neighbours that each sample's features find in the
+        store's last round (DAG, section 3, last paragraph).
+        """
+        rows = self._rows[split]
+        reader = self._reader(split)
+        truth = load_truth(self._uri, rows)
+        counts = torch.zeros(self._num_classes, self._num_classes, dtype=torch.int64)
+        step = self._comm.world_size * self._chunk
+        for start in range(self._comm.rank * self._chunk, len(rows), step):
+            batch = reader.read(torch.arange(start, min(start + self._chunk, len(rows))))
+            predicted = predict_batch(
+                network,
+                self._views["plain"](batch.inputs.to(self._device), torch.Generator()),
+                store=store,
+                hops=hops,
+                k=k,
+            ).argmax(1)
+            counts += confusion_matrix(truth[batch.node_ids], predicted, self._num_classes)
+        counts = self._comm.all_sum(counts)
+        return NetworkScore(accuracy(counts), counts)
+
+    def pseudo_labels(self, store: GraphStore, round: int) -> LabelScore:
+        """Accuracy over the unlabeled nodes that round `round` gave a label."""
+        judged, right = 0, 0
+        for ids in torch.arange(len(self._node_rows)).split(65_536):
+            pseudo = store.pseudo_labels(ids, round=round)
+            truth = self._truth_of_nodes()[ids]
+            counts = (pseudo.weight > 0) & (self._node_labels[ids] == UNLABELED) & (truth >= 0)
+            judged += int(counts.sum())
+            right += int((pseudo.probs.argmax(1) == truth)[counts].sum())
+        return LabelScore(right / judged if judged else float("nan"), judged)
+
+    def node_accuracy(self, predicted: Int64[Tensor, " n"]) -> float:
+        """Accuracy of labels for the run's nodes over those whose label was hidden."""
+        truth = self._truth_of_nodes()
+        judged = (self._node_labels == UNLABELED) & (truth >= 0)
+        return float((predicted == truth)[judged].float().mean()) if judged.any() else float("nan")
+
+    def truth_for_report(self, node_ids: Int64[Tensor, " m"]) -> Int64[Tensor, " m"]:
+        """True labels of a few nodes, for the pictures of a finished run; -1 = unknown."""
+        return self._truth_of_nodes()[node_ids]
+
+    def _reader(self, split: SplitName) -> Reader:
+        if split not in self._readers:
+            rows = self._rows[split]
+            labels = torch.full((len(rows),), UNLABELED)
+            self._readers[split] = Reader(self._uri, rows, labels, cache_bytes=self._cache_bytes)
+        return self._readers[split]
+
+    def _truth_of_nodes(self) -> Tensor:
+        if self._node_truth is None:
+            self._node_truth = load_truth(self._uri, self._node_rows)
+        return self._node_truth
+
+
+@torch.no_grad()
+def predict_batch(
+    network: Network, inputs: Tensor, *, store: GraphStore | None, hops: int, k: int
+) -> Tensor:
+    """Class probabilities, float32 on the CPU, of normalised inputs."""
+    features = network.features(inputs)
+    neighborhood = None
+    if hops:
+        if store is None:
+            raise ValueError("this method predicts with neighbours: it needs the run's store")
+        found = store.query_neighborhood(features.float().cpu(), k=k, hops=hops)
+        neighborhood = neighborhood_to(found, features.device)
+    return network.head(features, neighborhood).float().softmax(1).cpu()
