@@ -1,0 +1,66 @@
+"""Nearest-neighbour search behind one protocol; all backends agree in ids, order and distances."""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+from jaxtyping import Float32, Float64, Int64
+from torch import Tensor
+
+from .kernels.knn import Found, Metric, knn_blocked
+
+Backend = Literal["auto", "torch", "faiss"]
+
+
+class NeighborIndex(Protocol):
+    """Prepared rows (see `kernels.rows.prepare_rows`) under their node ids."""
+
+    def search(
+        self,
+        queries: Float32[Tensor, "m D"],
+        k: int,
+        query_ids: Int64[Tensor, " m"] | None = None,
+    ) -> tuple[Int64[Tensor, "m k"], Float64[Tensor, "m k"]]:
+        """The k nearest rows of each prepared query by (distance, id), -1/inf where fewer exist.
+
+        `query_ids` are the nodes that the queries are; a node is not its own neighbour.
+        """
+        ...
+
+
+class TorchIndex:
+    """Exact search in torch, on the device of the rows: the oracle of the other backends."""
+
+    def __init__(
+        self,
+        rows: Float32[Tensor, "n D"],
+        ids: Int64[Tensor, " n"],
+        metric: Metric = "euclidean",
+    ) -> None:
+        self._rows, self._ids, self._metric = rows, ids, metric
+
+    def search(
+        self,
+        queries: Float32[Tensor, "m D"],
+        k: int,
+        query_ids: Int64[Tensor, " m"] | None = None,
+    ) -> Found:
+        return knn_blocked(
+            queries, self._rows, k, query_ids=query_ids, bank_ids=self._ids, metric=self._metric
+        )
+
+
+def make_index(
+    backend: Backend,
+    rows: Float32[Tensor, "n D"],
+    ids: Int64[Tensor, " n"],
+    metric: Metric = "euclidean",
+) -> NeighborIndex:
+    """An index over prepared rows. "auto" is torch."""
+    if backend in ("auto", "torch"):
+        return TorchIndex(rows, ids, metric)
+    if backend == "faiss":
+        from .faiss_index import FaissIndex
+
+        return FaissIndex(rows, ids, metric)
+    raise ValueError(f'backend must be "auto", "torch" or "faiss", got {backend!r}')

@@ -1,0 +1,55 @@
+"""Compiled product of sparse rows with dense columns."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .compiled import compiled, for_each_range, split_rows
+
+
+def multiply_rows(
+    offsets: Int64[Tensor, " n1"],
+    cols: Int64[Tensor, " nnz"],
+    vals: Float[Tensor, " nnz"],
+    f: Float[Tensor, "num_cols C"],
+) -> Float[Tensor, "n C"]:
+    """Row i of the result is the sum of vals[e] f[cols[e]] over the row's entries, in their order.
+
+    On the GPU cuSPARSE chooses the order.
+    """
+    dtype = torch.promote_types(vals.dtype, f.dtype)
+    vals, f = vals.to(dtype), f.to(dtype).contiguous()
+    num_rows = offsets.shape[0] - 1
+    if f.device.type != "cpu":
+        sparse = torch.sparse_csr_tensor(offsets, cols, vals, (num_rows, f.shape[0]))
+        return sparse @ f
+    out = torch.empty(num_rows, f.shape[1], dtype=dtype)
+    arrays = [t.detach().numpy() for t in (offsets, cols, vals, f, out)]
+
+    def run(start: int, stop: int) -> None:
+        _multiply(*arrays, start, stop)
+
+    for_each_range(run, split_rows(num_rows, cols.shape[0] * f.shape[1]))
+    return out
+
+
+@compiled
+def _multiply(
+    offsets: NDArray[np.int64],
+    cols: NDArray[np.int64],
+    vals: NDArray[np.floating],
+    f: NDArray[np.floating],
+    out: NDArray[np.floating],
+    start: int,
+    stop: int,
+) -> None:
+    for i in range(start, stop):
+        out[i, :] = 0
+        for entry in range(offsets[i], offsets[i + 1]):
+            value, source = vals[entry], cols[entry]
+            for c in range(f.shape[1]):
+                out[i, c] += value * f[source, c]

@@ -1,0 +1,48 @@
+"""The graph of one process: all rows live here and the collectives are plain indexing."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int64, Shaped
+from torch import Tensor
+
+from .affinity import LocalAffinity, power_affinity, self_tuning_affinity
+from .view import AffinityKind, Reduce
+
+
+class LocalGraphView:
+    """`GraphView` over whole tensors. Neighbours with id -1 do not exist."""
+
+    def __init__(
+        self,
+        neighbor_ids: Int64[Tensor, "n k"],
+        similarity: Float[Tensor, "n k"],
+        distances: Float[Tensor, "n k"],
+    ) -> None:
+        self.num_nodes = neighbor_ids.shape[0]
+        self.node_ids = torch.arange(self.num_nodes, device=neighbor_ids.device)
+        self.neighbor_ids = neighbor_ids
+        self.similarity = similarity
+        self.distances = distances
+
+    def affinity(self, kind: AffinityKind, *, gamma: float = 1.0) -> LocalAffinity:
+        if kind == "power":
+            return power_affinity(self.neighbor_ids, self.similarity, gamma)
+        if kind == "self_tuning":
+            return self_tuning_affinity(self.neighbor_ids, self.distances)
+        raise ValueError(f'affinity must be "power" or "self_tuning", got {kind!r}')
+
+    def gather(self, x: Shaped[Tensor, "n ..."], ids: Int64[Tensor, " m"]) -> Tensor:
+        return x[ids]
+
+    def scatter(
+        self, x: Shaped[Tensor, "m ..."], ids: Int64[Tensor, " m"], out: Tensor, reduce: Reduce
+    ) -> Tensor:
+        index = ids.reshape(-1, *[1] * (x.ndim - 1)).expand_as(x)
+        return out.scatter_reduce(0, index, x, reduce=reduce, include_self=True)
+
+    def all_sum(self, x: Tensor) -> Tensor:
+        return x
+
+    def all_max(self, x: Tensor) -> Tensor:
+        return x
