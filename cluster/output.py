@@ -1,0 +1,114 @@
+"""How commands answer: one JSON object for programs, a table for people, one sentence on errors."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+INPUT_ERROR = 2
+RUN_FAILED = 1
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+_BAD_PATH = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
+
+
+def print_json(result: Mapping[str, Any]) -> None:
+    """Write the result to stdout as one JSON object; numbers that JSON lacks become null."""
+    sys.stdout.write(json.dumps(_plain(result), indent=2, default=str) + "\n")
+
+
+def print_facts(facts: Mapping[str, Any], *, title: str = "") -> None:
+    """Write name and value pairs to stdout, one per line."""
+    print_table(["", ""], [[name, value] for name, value in facts.items()], title=title)
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str = "") -> None:
+    """Write a table to stdout; without a header row where all names are empty."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, show_header=any(header), header_style="bold")
+    for column, name in enumerate(header):
+        numeric = bool(rows) and all(isinstance(row[column], int | float) for row in rows)
+        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(shown(cell)) for cell in row))
+    # A pipe has no width; a table that is cut at 80 columns cannot be read by programs.
+    console = Console(soft_wrap=not sys.stdout.isatty())
+    if title:
+        console.print(Text(title, style="bold"))
+    console.print(table)
+
+
+def shown(value: Any) -> str:
+    """A value as people read it: four significant digits, `-` for nothing."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return str(value)
+
+
+def explain(error: BaseException) -> int:
+    """Write what went wrong to stderr and return the exit code.
+
+    Bad input gets one sentence and code 2; anything else is a failed run: the traceback, then one
+    sentence, and code 1. With LABELMESH_DEBUG set every error shows its traceback.
+    """
+    is_input = is_input_error(error)
+    if not is_input or os.environ.get("LABELMESH_DEBUG"):
+        traceback.print_exception(error, file=sys.stderr)
+    sentence = _sentence(error)
+    sys.stderr.write(f"error: {sentence}\n" if is_input else f"the run failed: {sentence}\n")
+    return INPUT_ERROR if is_input else RUN_FAILED
+
+
+def is_input_error(error: BaseException) -> bool:
+    """Whether the user can mend it: a path that is wrong, or a ValueError that we raised.
+
+    A ValueError out of another library, or one that Ray brought back from a worker, is a run that
+    failed: its message says nothing about what to do.
+    """
+    if any(kind.__module__.split(".")[0] == "ray" for kind in type(error).__mro__):
+        return False
+    if isinstance(error, _BAD_PATH):
+        return True
+    return isinstance(error, ValueError) and _was_raised_here(error)
+
+
+def _was_raised_here(error: BaseException) -> bool:
+    trace = error.__traceback__
+    if trace is None:
+        return False
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    return Path(trace.tb_frame.f_code.co_filename).resolve().is_relative_to(_PACKAGE)
+
+
+def _sentence(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.filename:
+        reason = error.strerror or type(error).__name__
+        return f"{error.filename}: {reason[0].lower()}{reason[1:]}"
+    text = " ".join(str(error).split())
+    if not text:
+        return type(error).__name__
+    return f"no such file: {text}" if isinstance(error, FileNotFoundError) else text
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
