@@ -1,16 +1,16 @@
 """What a run says while it runs: a live table on a terminal, plain lines everywhere else.
 
-The driver hands a `Progress` to the training loop, which calls `update` with flat events::
+`Progress.update` takes the records that the training loop writes into the run's files, and the
+`start` record before them::
 
-    {"kind": "step", "epoch": 3, "num_epochs": 40, "step": 12, "num_steps": 80,
-     "loss": 0.41, "samples_per_s": 1240.0, "eta_s": 75.0}
-    {"kind": "round", "round": 3, "epoch": 3, "searched": 1437, "coverage": 0.98,
-     "pseudo_accuracy": 0.93, "seconds": 1.2}
-    {"kind": "epoch", "epoch": 3, "loss": 0.39}
-    {"kind": "eval", "epoch": 3, "split": "val", "accuracy": 0.94}
+    {"kind": "start", "epochs": 40, "num_steps": 3200, "num_nodes": 1437, "num_labeled": 40}
+    {"kind": "train", "epoch": 3, "step": 260, "loss": 0.41, "samples_per_s": 1240.0}
+    {"kind": "round", "round": 3, "epoch": 3, "searched": 1437, "coverage": 0.98}
+    {"kind": "eval", "epoch": 4, "split": "val", "accuracy": 0.94}
 
-Only `kind` is required. Epochs, rounds and steps are numbered from 0, as they are in the files of
-a run. Everything goes to stderr: stdout belongs to results.
+`step` and the `epoch` of an evaluation count what is done; the `epoch` of steps and rounds is the
+one they belong to, from 0. Records of the supervised baseline carry `"baseline": True`. Everything
+goes to stderr: stdout belongs to results.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -32,15 +32,27 @@ Event = Mapping[str, Any]
 _ROWS = 10
 """Epochs that stay in the live table: it must fit a small terminal."""
 
+_COLUMNS = {
+    "row": "epoch",
+    "round": "round",
+    "loss": "loss",
+    "searched": "searched",
+    "coverage": "coverage",
+    "pseudo_accuracy": "pseudo-labels right",
+    "val": "validation",
+    "test": "test",
+}
+_SHARES = frozenset({"coverage", "pseudo_accuracy", "accuracy", "val", "test"})
+
 
 class Progress:
-    """Renders events; a context manager that restores the terminal however the run ends.
+    """Renders a run's records; a context manager that restores the terminal however it ends.
 
     Args:
         title: Name of the run.
         console: Where to write; a live table if it is a terminal, lines if not.
         seconds_between_lines: Steps are printed at most this often where there is no terminal;
-            rounds, epochs and evaluations always.
+            everything else always.
         clock: Seconds that never go back.
     """
 
@@ -58,10 +70,12 @@ class Progress:
         self._clock = clock
         self._last_line_s = clock()
         self._now: dict[str, Any] = {}
-        self._epochs: deque[dict[str, Any]] = deque(maxlen=_ROWS)
+        self._total: dict[str, int] = {}
+        self._first: tuple[float, int] | None = None
+        self._rows: deque[dict[str, Any]] = deque(maxlen=_ROWS)
         self._live: Live | None = None
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Progress:
         if self._console.is_terminal:
             self._live = Live(self.render(), console=self._console, refresh_per_second=4)
             self._live.start()
@@ -79,116 +93,140 @@ class Progress:
             self._live = None
 
     def update(self, event: Event) -> None:
-        """Take in one event. Unknown kinds and keys are ignored: progress never stops a run."""
+        """Take in one record. Unknown kinds and keys are ignored: progress never stops a run."""
         self._remember(event)
         if self._live is not None:
             self._live.update(self.render())
         elif self._is_due(event):
             self._last_line_s = self._clock()
-            self._console.print(event_line(event), highlight=False, markup=False, soft_wrap=True)
+            self._console.print(self.line(event), highlight=False, markup=False, soft_wrap=True)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Time to the last step at the mean speed so far; None before two steps were seen."""
+        step, last = self._now.get("step"), self._total.get("num_steps")
+        if self._first is None or step is None or last is None or step <= self._first[1]:
+            return None
+        since, at = self._first
+        return (self._clock() - since) * max(0, last - step) / (step - at)
+
+    def line(self, event: Event) -> str:
+        """One record as one line: `epoch 4/40  step 260/3200  loss 0.4123  1,240 samples/s`."""
+        kind = event.get("kind")
+        if kind == "start":
+            return (
+                f"{self._title}: {_shown('num_nodes', event.get('num_nodes'))} nodes, "
+                f"{_shown('num_labeled', event.get('num_labeled'))} labeled, "
+                f"{event.get('epochs')} epochs, {_shown('num_steps', event.get('num_steps'))} steps"
+            )
+        parts = ["baseline"] if event.get("baseline") else []
+        if kind == "round":
+            parts.append(f"round {event.get('round')}")
+        elif kind == "eval":
+            parts.append(f"{event.get('split')} accuracy {_shown('accuracy', event['accuracy'])}")
+        elif not event.get("baseline"):
+            parts.append(self._position(event))
+        else:
+            parts.append(f"step {event.get('step')}")
+        for key, shown in (
+            ("loss", "loss {}"),
+            ("searched", "searched {}"),
+            ("coverage", "coverage {}"),
+            ("pseudo_accuracy", "pseudo-labels right {}"),
+            ("samples_per_s", "{} samples/s"),
+            ("seconds", "in {}"),
+        ):
+            if event.get(key) is not None:
+                parts.append(shown.format(_shown(key, event[key])))
+        if kind == "train" and not event.get("baseline") and self.seconds_left is not None:
+            parts.append(f"{_shown('seconds', self.seconds_left)} left")
+        return "  ".join(parts)
 
     def render(self) -> RenderableType:
         """The live table: where the run is, then the last epochs."""
         return Group(self._head(), self._history())
 
     def _remember(self, event: Event) -> None:
-        self._now.update(event)
-        epoch = event.get("epoch")
-        if event.get("kind") == "step" or epoch is None:
+        kind = event.get("kind")
+        if kind == "start":
+            self._total = {k: int(event[k]) for k in ("epochs", "num_steps") if k in event}
+            self._now = {}
             return
-        row = next((r for r in self._epochs if r["epoch"] == epoch), None)
-        if row is None:
-            row = {}
-            self._epochs.append(row)
-        row.update(event)
-        if event.get("kind") == "eval" and "accuracy" in event:
-            row[f"{event.get('split', 'val')}/accuracy"] = event["accuracy"]
+        self._now.update(event)
+        self._now["baseline"] = bool(event.get("baseline"))
+        if event.get("baseline"):
+            return
+        if kind == "train" and self._first is None and "step" in event:
+            self._first = self._clock(), int(event["step"])
+        row = self._row(event)
+        if row is not None:
+            row.update({k: v for k, v in event.items() if k in _COLUMNS})
+            if kind == "eval":
+                row[str(event.get("split"))] = event.get("accuracy")
+
+    def _row(self, event: Event) -> dict[str, Any] | None:
+        """The row an event belongs to; the last round and the test score stand apart, at the end."""
+        if "epoch" not in event:
+            return None
+        done = int(event["epoch"]) + (0 if event.get("kind") == "eval" else 1)
+        after = event.get("split") == "test" or done > self._total.get("epochs", done)
+        name = "end" if after else str(done)
+        for row in self._rows:
+            if row["row"] == name:
+                return row
+        self._rows.append({"row": name})
+        return self._rows[-1]
 
     def _is_due(self, event: Event) -> bool:
-        if event.get("kind") != "step":
-            return event.get("kind") in {"round", "epoch", "eval"}
-        return self._clock() - self._last_line_s >= self._pause_s
+        if event.get("kind") == "train":
+            return self._clock() - self._last_line_s >= self._pause_s
+        return event.get("kind") in {"start", "round", "eval"}
+
+    def _position(self, event: Event) -> str:
+        epochs, steps = self._total.get("epochs"), self._total.get("num_steps")
+        epoch = f"epoch {int(event.get('epoch', 0)) + 1}" + (f"/{epochs}" if epochs else "")
+        return f"{epoch}  step {event.get('step')}" + (f"/{steps}" if steps else "")
 
     def _head(self) -> RenderableType:
         now = self._now
-        head = Table.grid(padding=(0, 2))
         cells: list[RenderableType] = [Text(self._title, style="bold")]
-        if "epoch" in now:
-            cells.append(Text(f"epoch {_count(now, 'epoch', 'num_epochs')}"))
-        if now.get("num_steps"):
-            cells.append(Text(f"step {_count(now, 'step', 'num_steps')}"))
-            share = (int(now.get("step", 0)) + 1) / int(now["num_steps"])
-            cells.append(ProgressBar(total=1.0, completed=min(1.0, share), width=20))
-        for key, shown in (("loss", "loss {}"), ("samples_per_s", "{}/s"), ("eta_s", "{} left")):
+        if now.get("baseline"):
+            cells.append(Text(f"supervised baseline, step {now.get('step', '')}"))
+        elif now.get("step") is not None:
+            cells.append(Text(self._position(now)))
+            last = self._total.get("num_steps")
+            if last:
+                cells.append(ProgressBar(total=last, completed=min(now["step"], last), width=20))
+        for key, shown in (("loss", "loss {}"), ("samples_per_s", "{} samples/s")):
             if now.get(key) is not None:
-                cells.append(Text(shown.format(_value(key, now[key]))))
+                cells.append(Text(shown.format(_shown(key, now[key]))))
+        if self.seconds_left is not None:
+            cells.append(Text(f"{_shown('seconds', self.seconds_left)} left"))
+        head = Table.grid(padding=(0, 2))
         head.add_row(*cells)
         return head
 
     def _history(self) -> RenderableType:
-        columns = {
-            "epoch": "epoch",
-            "round": "round",
-            "loss": "loss",
-            "searched": "searched",
-            "coverage": "coverage",
-            "pseudo_accuracy": "pseudo-labels right",
-            "val/accuracy": "val accuracy",
-            "test/accuracy": "test accuracy",
-        }
-        present = [key for key in columns if any(r.get(key) is not None for r in self._epochs)]
+        present = [key for key in _COLUMNS if any(r.get(key) is not None for r in self._rows)]
         table = Table(box=None, pad_edge=False, header_style="dim")
         for key in present:
-            table.add_column(columns[key], justify="right")
-        for row in self._epochs:
-            table.add_row(*(_value(key, row.get(key)) for key in present))
+            table.add_column(_COLUMNS[key], justify="right")
+        for row in self._rows:
+            table.add_row(*(_shown(key, row.get(key)) for key in present))
         return table
 
 
-def event_line(event: Event) -> str:
-    """One event as one line, for logs: `epoch 4/40  step 13/80  loss 0.4123`."""
-    parts: list[str] = []
-    if event.get("kind") == "round" and "round" in event:
-        parts.append(f"round {event['round']}")
-    if "epoch" in event:
-        parts.append(f"epoch {_count(event, 'epoch', 'num_epochs')}")
-    if "step" in event:
-        parts.append(f"step {_count(event, 'step', 'num_steps')}")
-    if event.get("kind") == "eval":
-        parts.append(str(event.get("split", "val")))
-    names = {
-        "loss": "loss {}",
-        "searched": "searched {}",
-        "coverage": "coverage {}",
-        "pseudo_accuracy": "pseudo-labels right {}",
-        "accuracy": "accuracy {}",
-        "samples_per_s": "{} samples/s",
-        "seconds": "took {}",
-        "eta_s": "{} left",
-    }
-    for key, shown in names.items():
-        if event.get(key) is not None:
-            parts.append(shown.format(_value(key, event[key])))
-    return "  ".join(parts)
-
-
-def _count(event: Event, key: str, total: str) -> str:
-    """Position counted from 1, as people do, with the total where it is known."""
-    position = str(int(event[key]) + 1)
-    return f"{position}/{event[total]}" if event.get(total) else position
-
-
-def _value(key: str, value: Any) -> str:
+def _shown(key: str, value: Any) -> str:
     if value is None:
         return ""
-    if key in {"coverage", "accuracy", "pseudo_accuracy"} or key.endswith("/accuracy"):
+    if isinstance(value, str):
+        return value
+    if key in _SHARES:
         return f"{100 * float(value):.1f} %"
-    if key in {"eta_s", "seconds"}:
+    if key == "seconds":
         minutes, seconds = divmod(round(float(value)), 60)
         hours, minutes = divmod(minutes, 60)
         return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
-    if key == "epoch":
-        return str(int(value) + 1)
     if key == "loss":
         return f"{float(value):.4f}"
     return f"{float(value):,.0f}"
