@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -43,6 +43,7 @@ class KnnReport:
     seconds: float
 
 
+@runtime_checkable
 class GraphStore(Protocol):
     """Features, probabilities, labels, kNN graph, densities and pseudo-labels, by node id.
 

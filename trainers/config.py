@@ -10,7 +10,7 @@ import difflib
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
@@ -30,9 +30,11 @@ class DataSpec(_Section):
     `split_file`: a published list (Parquet with `dataset`, `n_labels`, `split`, `index`) and
     `split_dataset`, `split_num_labels`, `split_number` choose the labeled nodes; otherwise
     `labels_per_class` are drawn by `split_seed`; otherwise the manifest's labels are taken.
+    `builtin = "digits"` imports scikit-learn's digits to `uri` if nothing is there yet.
     """
 
     uri: str
+    builtin: Literal["digits"] | None = None
     labels_per_class: int | None = Field(None, ge=1)
     split_seed: int = 0
     split_file: str | None = None
@@ -89,6 +91,9 @@ class TrainSpec(_Section):
     step_epochs: tuple[float, ...] = ()
     step_factor: float = Field(0.1, gt=0, le=1)
     lr_warmup_steps: int = Field(0, ge=0)
+    baseline_steps: int | None = Field(
+        None, ge=0, description="steps of the supervised baseline; none = as many as the run's"
+    )
     ema_decay: float = Field(0.99, ge=0, lt=1)
     grad_clip: float = Field(0.0, ge=0, description="largest gradient norm; 0 = no clipping")
     num_workers: int = Field(1, ge=1)
@@ -101,7 +106,7 @@ class TrainSpec(_Section):
     deepspeed: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
-    def _divides(self) -> Self:
+    def _divides(self) -> TrainSpec:
         if self.micro_batches % self.num_workers:
             raise ValueError(
                 f"train.num_workers = {self.num_workers} does not divide train.micro_batches = "

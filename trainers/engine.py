@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from .config import TrainSpec
 from .method import ModelOutput, Network
 
 
+@runtime_checkable
 class Comm(Protocol):
     """What ranks say to each other outside the engine. Collective."""
 
@@ -45,6 +46,7 @@ class LocalComm:
         return None
 
 
+@runtime_checkable
 class Engine(Protocol):
     """Steps a network. `device` is where inputs must lie."""
 

@@ -1,0 +1,161 @@
+"""The Python API of a cluster: connect, train, and what a run gives back."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..trainers.config import ConfigError, RunSpec, load_config
+from ..trainers.launch import launch
+from ..trainers.predict import Predictor
+from ..trainers.report import write_report
+from ..trainers.run_dir import RunDir
+from .resources import check as check_resources
+
+OnEvent = Callable[[dict[str, Any]], None]
+
+
+class Run:
+    """A finished run, by its directory."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self.dir = RunDir(uri)
+
+    @property
+    def path(self) -> Path:
+        """The run's folder; for runs on a file system of this machine."""
+        path = self.dir.local_path
+        if path is None:
+            raise ValueError(f"{self.uri} is not on a local file system; read it through .dir")
+        return path
+
+    @cached_property
+    def metrics(self) -> dict[str, float]:
+        """`test/accuracy`, `baseline/test/accuracy`, `pseudo/accuracy` ..."""
+        return dict(self.dir.read_json("result.json"))
+
+    def labels(self) -> pa.Table:
+        """key, label, confidence, source ("given", "graph", "network"), round; a row per node."""
+        return pq.read_table(pa.BufferReader(self.dir.read_bytes("labels.parquet")))
+
+    def predict(self, inputs: Any) -> Any:
+        """Class probabilities of inputs that the run has never seen, with the graph if needed."""
+        return self._predictor.predict(inputs)
+
+    def report(self) -> Path:
+        """Write `report.html` anew and return its path."""
+        return write_report(self.path)
+
+    @cached_property
+    def _predictor(self) -> Predictor:
+        return Predictor(self.dir)
+
+
+class Cluster:
+    """A Ray cluster to run on. Ray is started or joined when the first run needs it."""
+
+    def __init__(self, address: str | None = None, *, verbose: bool = False) -> None:
+        self._address = address or os.environ.get("RAY_ADDRESS")
+        self._verbose = verbose
+        self._owns_ray = False
+
+    def train(
+        self,
+        config: str | Path | RunSpec,
+        *,
+        set: Mapping[str, Any] | None = None,
+        name: str | None = None,
+        resume: bool = False,
+        out: str | None = None,
+        on_event: OnEvent | None = None,
+    ) -> Run:
+        """Train to the end.
+
+        Args:
+            config: A shipped configuration's name, a TOML file, or a checked spec.
+            set: Overrides by dotted key, `{"graph.k": 32}`.
+            name: Of the run; its folder is `<output.uri>/<name>`. Default: the configuration's.
+            resume: Go on from the last checkpoint of a run of the same name.
+            out: The run's folder itself (any fsspec URI), instead of `<output.uri>/<name>`.
+            on_event: Called with progress records while the run goes on.
+
+        Raises:
+            ConfigError, ResourceError: Bad input; nothing was started or written.
+            RunFailed: The run broke.
+        """
+        spec = config if isinstance(config, RunSpec) else load_config(config, set)
+        if name is not None:
+            spec = spec.model_copy(update={"name": name})
+        uri = out or f"{spec.output.uri.rstrip('/')}/{spec.name}"
+        run = RunDir(uri if "://" in uri else str(Path(uri).absolute()))
+        if spec.train.engine == "deepspeed":
+            self._start()
+            import ray
+
+            have = ray.cluster_resources()
+            check_resources(spec, cpus=have.get("CPU", 0.0), gpus=have.get("GPU", 0.0))
+        launch(spec, run, resume=resume, on_event=on_event or (lambda event: None))
+        finished = Run(run.uri)
+        if run.local_path is not None:
+            finished.report()
+        return finished
+
+    def close(self) -> None:
+        """Stop the Ray that was started here; a joined one is left running."""
+        if self._owns_ray:
+            import ray
+
+            ray.shutdown()
+            self._owns_ray = False
+
+    def __enter__(self) -> Cluster:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _start(self) -> None:
+        # Tokens are Ray's own default; said here so that an older environment cannot turn it off
+        # by leaving the variable out.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        import ray
+
+        if ray.is_initialized():
+            return
+        options: dict[str, Any] = {
+            "namespace": "labelmesh",
+            "log_to_driver": self._verbose,
+            "logging_level": "INFO" if self._verbose else "ERROR",
+        }
+        if self._address is None:
+            options["include_dashboard"] = False
+        try:
+            ray.init(address=self._address, **options)
+        except ConnectionError as error:
+            raise ConfigError(
+                f"no Ray cluster answers at {self._address!r} ({error}); start one with "
+                "`ray start --head`, or unset RAY_ADDRESS to run on this machine"
+            ) from None
+        self._owns_ray = True
+
+
+def connect(address: str | None = None, *, verbose: bool = False) -> Cluster:
+    """A cluster: `address`, else RAY_ADDRESS, else a local Ray that is started when needed.
+
+    Args:
+        verbose: Show what Ray and the workers print.
+    """
+    return Cluster(address, verbose=verbose)

@@ -1,0 +1,212 @@
+"""What a run leaves behind: the last round, the test accuracy, labels, model and report data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import safetensors.torch
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from ..datasets.manifest import DatasetInfo, SampleIndex
+from .checkpoint import plain_state
+from .evaluate import NetworkScore
+from .loop import Training, refresh
+from .refresh import extract
+
+_GIVEN, _GRAPH, _NETWORK = 0, 1, 2
+SOURCES = ("given", "graph", "network")
+_REPORT_POINTS = 2000
+_REPORT_IMAGES = 48
+
+
+@dataclass(frozen=True)
+class NodeLabels:
+    """The run's answer for every node. `source` indexes SOURCES; `confidence` is a probability."""
+
+    label: Int64[Tensor, " n"]
+    confidence: Float[Tensor, " n"]
+    source: Int64[Tensor, " n"]
+
+
+def finish(training: Training, info: DatasetInfo, index: SampleIndex, rows: Tensor) -> None:
+    """Last round, deliverables, and the one reading of the test split; every rank calls it.
+
+    Args:
+        index, rows: The data set's samples and the manifest row of each node, for the keys.
+    """
+    store = training.source.store
+    final_round = training.rounds.final
+    if store is not None:
+        refresh(training, final_round)
+    labels = _node_labels(training, final_round)
+    score = score_test(training)
+    if training.is_first:
+        result: dict[str, float] = {
+            "test/accuracy": score.accuracy,
+            "nodes/accuracy": training.evaluator.node_accuracy(labels.label),
+            "num_labeled": int((training.labels >= 0).sum()),
+            "num_nodes": len(training.labels),
+            "epochs": training.epoch,
+            "steps": training.step,
+        }
+        if store is not None:
+            pseudo = training.evaluator.pseudo_labels(store, final_round)
+            result["pseudo/accuracy"] = pseudo.accuracy
+            store.snapshot(training.run.child("store"))
+        _write_labels(training, labels, index, rows, final_round)
+        _write_model(training, info)
+        _write_report_data(training, info, labels, score, final_round)
+        baseline = (
+            training.run.read_json("baseline.json") if training.run.exists("baseline.json") else {}
+        )
+        training.run.write_json("result.json", {**result, **baseline})
+    training.engine.comm.barrier()
+
+
+def score_test(training: Training) -> NetworkScore:
+    """Accuracy of the averaged network on the test split, logged; collective."""
+    score = training.evaluator.network(
+        training.ema.network,
+        "test",
+        store=training.source.store,
+        hops=training.method.predict_hops,
+        k=training.spec.graph.k,
+    )
+    training.log(
+        "metrics.jsonl",
+        {
+            "kind": "eval",
+            "epoch": training.epoch,
+            "split": "test",
+            "network": "ema",
+            "accuracy": score.accuracy,
+        },
+    )
+    return score
+
+
+def _node_labels(training: Training, round: int) -> NodeLabels:
+    """Given labels, else the graph's where it gave one, else the network's; collective.
+
+    Every node's row is filled by one rank, so the sum over ranks is the whole.
+    """
+    store, comm = training.source.store, training.engine.comm
+    num_nodes = len(training.labels)
+    label = torch.zeros(num_nodes, dtype=torch.int64)
+    confidence = torch.zeros(num_nodes)
+    source = torch.zeros(num_nodes, dtype=torch.int64)
+    chunk = training.spec.train.extract_batch_size
+
+    def fill(ids: Tensor, probs: Tensor, origin: Tensor) -> None:
+        confidence[ids], label[ids] = probs.max(1)
+        source[ids] = origin
+
+    if store is None:
+        parts = extract(
+            training.ema.network,
+            training.source,
+            num_nodes=num_nodes,
+            chunk=chunk,
+            comm=comm,
+            neighbors=None,
+        )
+        for part in parts:
+            fill(part.node_ids, part.probs, torch.full_like(part.node_ids, _NETWORK))
+    else:
+        for start in range(comm.rank * chunk, num_nodes, comm.world_size * chunk):
+            ids = torch.arange(start, min(start + chunk, num_nodes))
+            pseudo = store.pseudo_labels(ids, round=round)
+            probs = store.read("probs", ids, round=round)
+            from_graph = pseudo.weight > 0
+            origin = torch.where(from_graph, _GRAPH, _NETWORK)
+            fill(ids, torch.where(from_graph[:, None], pseudo.probs, probs), origin)
+    label, source = comm.all_sum(label), comm.all_sum(source)
+    confidence = comm.all_sum(confidence)
+    given = training.labels >= 0
+    label[given], confidence[given], source[given] = training.labels[given], 1.0, _GIVEN
+    return NodeLabels(label, confidence, source)
+
+
+def _write_labels(
+    training: Training, labels: NodeLabels, index: SampleIndex, rows: Tensor, round: int
+) -> None:
+    rounds = np.where(labels.source.numpy() == _GRAPH, round, -1)
+    table = pa.table(
+        {
+            "key": pa.array(np.asarray(index.keys)[rows.numpy()]),
+            "label": pa.array(labels.label.numpy()),
+            "confidence": pa.array(labels.confidence.numpy()),
+            "source": pa.array(np.array(SOURCES)[labels.source.numpy()]),
+            "round": pa.array(rounds.astype(np.int64)),
+        }
+    )
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    training.run.write_bytes("labels.parquet", sink.getvalue().to_pybytes())
+
+
+def _write_model(training: Training, info: DatasetInfo) -> None:
+    state = plain_state(training.ema.network)
+    training.run.write_bytes("model.safetensors", safetensors.torch.save(state))
+    training.run.write_json(
+        "model.json",
+        {
+            "shape": list(info.shape),
+            "kind": info.kind,
+            "classes": list(info.classes),
+            "num_nodes": len(training.labels),
+        },
+    )
+
+
+def _write_report_data(
+    training: Training, info: DatasetInfo, labels: NodeLabels, score: NetworkScore, round: int
+) -> None:
+    """Arrays behind the report's pictures (`report_data.npz`), a bounded sample of the nodes."""
+    store = training.source.store
+    num_nodes = len(training.labels)
+    generator = torch.Generator().manual_seed(training.spec.seed)
+    some = torch.randperm(num_nodes, generator=generator)[:_REPORT_POINTS].sort().values
+    given = (training.labels >= 0).nonzero().flatten()
+    points = torch.cat([given[:200], some[labels.source[some] != _GIVEN]])
+    unlabeled = some[labels.source[some] != _GIVEN][:_REPORT_IMAGES]
+    data: dict[str, Any] = {
+        "confusion": score.confusion.numpy(),
+        "class_names": np.array(info.classes),
+        "features_label": labels.label[points].numpy(),
+        "features_kind": (training.labels[points] >= 0).long().numpy(),
+    }
+    if store is not None:
+        data["density"] = store.read("density", some, round=round).numpy()
+        data["features2d_source"] = store.read("features", points, round=round).numpy()
+        extra = store.pseudo_labels(some, round=round).extra
+        if "path_length" in extra:
+            data["path_length"] = extra["path_length"].numpy()
+    else:
+        data["features2d_source"] = _features(training, points)
+    if info.kind == "image" and len(unlabeled):
+        batch = training.source.reader.read(unlabeled)
+        data |= {
+            "sample_images": batch.inputs.numpy(),
+            "sample_label": labels.label[batch.node_ids].numpy(),
+            "sample_confidence": labels.confidence[batch.node_ids].numpy(),
+            "sample_truth": training.evaluator.truth_for_report(batch.node_ids).numpy(),
+            "sample_source": np.array(SOURCES)[labels.source[batch.node_ids].numpy()],
+        }
+    training.run.write_arrays("report_data.npz", data)
+
+
+@torch.no_grad()
+def _features(training: Training, points: Tensor) -> Any:
+    source, parts = training.source, []
+    for ids in points.split(training.spec.train.extract_batch_size):
+        inputs = source.reader.read(ids).inputs.to(source.device)
+        view = source.views["plain"](inputs, torch.Generator())
+        parts.append(training.ema.network.features(view).float().cpu())
+    return torch.cat(parts).numpy()

@@ -1,0 +1,200 @@
+"""The driver of a run: split, store actors, worker group; one process or Ray."""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ..datasets.manifest import load_info
+from ..datasets.splits import Split
+from ..graph_store.facade import GraphStore as StoreFactory
+from ..graph_store.local_store import LocalStore
+from ..graph_store.store import GraphStore, StoreSpec
+from . import checkpoint
+from .config import RunSpec
+from .prepare import forget_after, prepare
+from .run_dir import RunDir, environment
+from .worker import Job, local_engine, run_job
+
+OnEvent = Callable[[dict[str, Any]], None]
+SPLIT_FILE = "split.parquet"
+
+
+class RunFailed(RuntimeError):
+    """The run broke while training; the message is the first cause."""
+
+
+def launch(spec: RunSpec, run: RunDir, *, resume: bool, on_event: OnEvent) -> dict[str, float]:
+    """Run to the end; returns the numbers of `result.json`.
+
+    Raises:
+        ConfigError, ValueError: Bad input, before anything was written.
+        RunFailed: The run broke; the run directory holds its last checkpoint.
+    """
+    split, checkpoint_name = prepare(spec, run, resume=resume)
+    if run.exists("result.json"):
+        return dict(run.read_json("result.json"))
+    run.write_text("config.toml", spec.to_toml())
+    run.write_json("environment.json", environment())
+    split.save(run.child(SPLIT_FILE))
+    forget_after(run, checkpoint_name)
+    store = _open_store(spec, run, split, checkpoint_name)
+    job = Job(spec, run, run.child(SPLIT_FILE), store, checkpoint_name)
+    try:
+        if spec.train.engine == "local":
+            run_job(job, local_engine, local_device(), on_event)
+        else:
+            _run_on_ray(job, on_event)
+    finally:
+        if store is not None:
+            store.close()
+    return dict(run.read_json("result.json"))
+
+
+def local_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _open_store(
+    spec: RunSpec, run: RunDir, split: Split, checkpoint_name: str | None
+) -> GraphStore | None:
+    if not spec.method.uses_graph:
+        return None
+    num_classes = len(load_info(spec.data.uri).classes)
+    graph = spec.graph
+    saved = None if checkpoint_name is None else checkpoint.store_uri(run, checkpoint_name)
+    store: GraphStore
+    if spec.train.engine == "local":
+        if saved is not None:
+            return LocalStore.restore(saved)
+        device = str(local_device()) if graph.device == "auto" else graph.device
+        store = LocalStore(
+            StoreSpec(
+                num_nodes=len(split.rows),
+                dim=spec.model.feature_dim,
+                num_classes=num_classes,
+                k=graph.k,
+                metric=graph.metric,
+                dtype=graph.dtype,
+                backend=graph.backend,
+                device=device,
+            )
+        )
+    else:
+        options = {
+            "num_shards": graph.num_shards,
+            "cpus_per_shard": spec.resources.cpus_per_shard,
+            "gpus_per_shard": spec.resources.gpus_per_shard,
+        }
+        if saved is not None:
+            return StoreFactory.restore(saved, **options)
+        store = StoreFactory.create(
+            num_nodes=len(split.rows),
+            dim=spec.model.feature_dim,
+            num_classes=num_classes,
+            k=graph.k,
+            metric=graph.metric,
+            dtype=graph.dtype,
+            backend=graph.backend,
+            device=graph.device,
+            **options,
+        )
+    store.put_labels(torch.arange(len(split.rows)), split.labels)
+    return store
+
+
+def _run_on_ray(job: Job, on_event: OnEvent) -> None:
+    import ray
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    spec = job.spec
+    resources: dict[str, float] = {"CPU": spec.resources.cpus_per_trainer}
+    use_gpu = spec.resources.gpus_per_trainer > 0
+    if use_gpu:
+        resources["GPU"] = spec.resources.gpus_per_trainer
+    board = ray.remote(num_cpus=0)(_Board).remote()
+    stop = threading.Event()
+    watcher = threading.Thread(target=_watch, args=(board, stop, on_event), daemon=True)
+    watcher.start()
+    # Ray Train keeps its own bookkeeping here; checkpoints are ours, in the run's directory.
+    storage = job.run.local_path
+    trainer = TorchTrainer(
+        _train_worker,
+        train_loop_config={"job": job, "board": board},
+        scaling_config=ScalingConfig(
+            num_workers=spec.train.num_workers,
+            use_gpu=use_gpu,
+            resources_per_worker=resources,
+        ),
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        run_config=RunConfig(
+            name="ray_train",
+            storage_path=str(storage.resolve()) if storage is not None else job.run.uri,
+        ),
+    )
+    try:
+        trainer.fit()
+    except Exception as error:
+        raise RunFailed(root_cause(error)) from error
+    finally:
+        stop.set()
+        watcher.join()
+        ray.kill(board)
+
+
+def root_cause(error: BaseException) -> str:
+    """The message of the worker's own exception, without Ray's wrappings and tracebacks."""
+    failures = getattr(error, "worker_failures", None)
+    if failures:
+        error = next(iter(failures.values()))
+    while (inner := getattr(error, "cause", None) or error.__cause__) is not None:
+        error = inner
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__
+
+
+def _train_worker(config: dict[str, Any]) -> None:
+    import ray.train
+
+    from .deepspeed_engine import DeepSpeedEngine
+
+    job: Job = config["job"]
+    board = config["board"]
+    context = ray.train.get_context()
+    if job.spec.train.threads_per_worker is None:
+        local_ranks = max(context.get_local_world_size(), 1)
+        torch.set_num_threads(max(1, math.floor((os.cpu_count() or 1) / local_ranks)))
+    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    run_job(job, DeepSpeedEngine, device, lambda event: board.add.remote(event))
+    ray.train.report({})
+
+
+class _Board:
+    """Where rank 0 leaves events for the driver. A Ray actor."""
+
+    def __init__(self) -> None:
+        self._events: list[dict[str, Any]] = []
+
+    def add(self, event: dict[str, Any]) -> None:
+        self._events.append(event)
+
+    def take(self) -> list[dict[str, Any]]:
+        out, self._events = self._events, []
+        return out
+
+
+def _watch(board: Any, stop: threading.Event, on_event: OnEvent) -> None:
+    import ray
+
+    while True:
+        last = stop.wait(0.5)
+        for event in ray.get(board.take.remote()):
+            on_event(event)
+        if last:
+            return

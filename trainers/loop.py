@@ -1,0 +1,324 @@
+"""Training: rounds, phases, steps, evaluation, checkpoints. Knows neither Ray nor DeepSpeed.
+
+One epoch: a refresh round where one is due, then the method's phases, then a look at the
+validation split and a checkpoint. The averaged (EMA) network after the last epoch is the headline
+model; the test split is read by `finish.py` alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from ..datasets.sampler import Plan, make_plan
+from ..datasets.schema import UNLABELED
+from . import checkpoint
+from .batches import BatchSource
+from .config import RunSpec
+from .ema import Ema
+from .engine import Engine
+from .evaluate import Evaluator
+from .method import Method, Network, Phase
+from .refresh import run_round
+from .rounds import RoundSchedule
+from .run_dir import RunDir
+from .schedule import learning_rate
+from .statistics import StepStatistics, average_over_ranks
+
+Emit = Callable[[dict[str, Any]], None]
+LOG_EVERY_STEPS = 20
+
+
+@dataclass
+class Training:
+    """Everything one rank trains with.
+
+    `epoch` and `step` count what is done; `file_prefix` keeps the baseline's records apart.
+    """
+
+    spec: RunSpec
+    method: Method
+    labels: Int64[Tensor, " N"]
+    groups: Int64[Tensor, " N"] | None
+    engine: Engine
+    ema: Ema
+    source: BatchSource
+    evaluator: Evaluator
+    run: RunDir
+    emit: Emit
+    epoch: int = 0
+    step: int = 0
+    file_prefix: str = ""
+
+    @property
+    def rounds(self) -> RoundSchedule:
+        return RoundSchedule(self.spec.refresh.every_epochs, self.spec.train.epochs)
+
+    @property
+    def is_first(self) -> bool:
+        return self.engine.comm.rank == 0
+
+    @property
+    def micro_batches_here(self) -> range:
+        """Indices of this rank's micro-batches within every step."""
+        comm = self.engine.comm
+        share = self.spec.train.micro_batches // comm.world_size
+        return range(comm.rank * share, (comm.rank + 1) * share)
+
+    def log(self, file: str, record: dict[str, Any]) -> None:
+        """Write a line of the run's records and show it; rank 0 only."""
+        if self.is_first:
+            self.run.append(self.file_prefix + file, record)
+            self.emit(record)
+
+
+def train(training: Training, *, resume_from: str | None = None) -> None:
+    """Train from the start, or from a committed checkpoint, to the last epoch."""
+    spec = training.spec
+    if resume_from is not None:
+        position = checkpoint.load(
+            training.run, resume_from, engine=training.engine, averaged=training.ema.network
+        )
+        training.epoch, training.step = position.epoch, position.step
+        training.ema.num_updates = position.step
+    elif spec.train.warmup_steps:
+        warm_up(training)
+    while training.epoch < spec.train.epochs:
+        train_epoch(training)
+
+
+def warm_up(training: Training) -> None:
+    """Steps on the labeled nodes alone, before there are features worth a graph."""
+    train_spec = training.spec.train
+    plan = plan_phase(training, Phase("warmup", "labeled"), num_steps=train_spec.warmup_steps)
+    run_phase(training, Phase("warmup", "labeled"), plan, round=None, epochs_span=(0.0, 0.0))
+
+
+def train_epoch(training: Training) -> None:
+    """One epoch of all phases, with the round before it and the checkpoint after it."""
+    spec, epoch = training.spec, training.epoch
+    due = training.rounds.due(epoch) if training.method.uses_graph else None
+    if due is not None:
+        refresh(training, due)
+    readable = training.rounds.readable(epoch) if training.method.uses_graph else None
+    phases = training.method.phases
+    for i, phase in enumerate(phases):
+        plan = plan_phase(training, phase, num_steps=spec.train.steps_per_epoch)
+        span = (epoch + i / len(phases), epoch + (i + 1) / len(phases))
+        run_phase(training, phase, plan, round=readable, epochs_span=span)
+    training.epoch = epoch + 1
+    last = training.epoch == spec.train.epochs
+    if training.epoch % spec.train.eval_every_epochs == 0 or last:
+        evaluate_validation(training)
+    if training.epoch % spec.train.checkpoint_every_epochs == 0 or last:
+        save_checkpoint(training)
+
+
+def plan_phase(training: Training, phase: Phase, *, num_steps: int | None) -> Plan:
+    """Which nodes each step visits: a function of seed, epoch and phase alone."""
+    train_spec = training.spec.train
+    return make_plan(
+        phase.nodes,
+        training.labels,
+        batch_size=train_spec.batch_size,
+        labeled_per_batch=train_spec.labeled_per_batch,
+        micro_batches=train_spec.micro_batches,
+        seed=training.source.seed,
+        epoch=training.epoch,
+        num_steps=num_steps,
+        groups=training.groups,
+    )
+
+
+def run_phase(
+    training: Training,
+    phase: Phase,
+    plan: Plan,
+    *,
+    round: int | None,
+    epochs_span: tuple[float, float],
+) -> None:
+    """All steps of a phase.
+
+    Args:
+        epochs_span: Where the phase begins and ends on the learning-rate schedule, in epochs.
+    """
+    spec, engine, ema = training.spec, training.engine, training.ema
+    mine = training.micro_batches_here
+    statistics = StepStatistics(engine.network, len(mine))
+    meter = _Meter(len(mine))
+    begin, end = epochs_span
+
+    def at(step: int) -> float:
+        return begin + (end - begin) * step / plan.num_steps
+
+    batches = training.source.micro_batches(
+        plan,
+        phase,
+        epoch=training.epoch,
+        round=round,
+        mine=mine,
+        progress=lambda step: at(step) / spec.train.epochs,
+    )
+    engine.network.train()
+    for step, index, batch in batches:
+        position = index - mine.start
+        if position == 0:
+            statistics.before_step()
+        loss = training.method.loss(engine, batch)
+        statistics.after_micro_batch(position)
+        last = position + 1 == len(mine)
+        rate = learning_rate(spec.train, epoch=at(step), step=training.step)
+        engine.micro_step(loss.total, lr=rate, last=last)
+        meter.add(loss.total, loss.parts)
+        if not last:
+            continue
+        with engine.gathered():
+            ema.update(engine.network)
+        training.step += 1
+        if step % LOG_EVERY_STEPS == LOG_EVERY_STEPS - 1 or step + 1 == plan.num_steps:
+            _log_steps(training, phase, step, plan.num_steps, meter, rate)
+    average_over_ranks(engine.network, engine.comm)
+    average_over_ranks(ema.network, engine.comm)
+
+
+def refresh(training: Training, round: int) -> None:
+    """Compute round `round` with the network that `refresh.network` names."""
+    ema = training.spec.refresh.network == "ema"
+    network: Network = training.ema.network if ema else training.engine.network
+    network.eval()
+    record = run_round(
+        round,
+        method=training.method,
+        network=network,
+        source=training.source,
+        num_nodes=len(training.labels),
+        chunk=training.spec.train.extract_batch_size,
+        comm=training.engine.comm,
+    )
+    if training.is_first:
+        store = training.source.store
+        assert store is not None
+        score = training.evaluator.pseudo_labels(store, round)
+        quality = None if score.num_judged == 0 else score.accuracy
+        training.log(
+            "rounds.jsonl",
+            {"kind": "round", "epoch": training.epoch, **record, "pseudo_accuracy": quality},
+        )
+
+
+def evaluate_validation(training: Training) -> None:
+    """Accuracy of the averaged network on the validation split, where there is one."""
+    if not training.evaluator.has("val"):
+        return
+    store = training.source.store
+    usable = store is not None and len(store.published()) > 0
+    score = training.evaluator.network(
+        training.ema.network,
+        "val",
+        store=store if usable else None,
+        hops=training.method.predict_hops if usable else 0,
+        k=training.spec.graph.k,
+    )
+    training.log(
+        "metrics.jsonl",
+        {
+            "kind": "eval",
+            "epoch": training.epoch,
+            "split": "val",
+            "network": "ema",
+            "accuracy": score.accuracy,
+        },
+    )
+
+
+def save_checkpoint(training: Training) -> None:
+    comm = training.engine.comm
+    checkpoint.save(
+        training.run,
+        checkpoint.Position(training.epoch, training.step, comm.world_size),
+        engine=training.engine,
+        averaged=training.ema.network,
+        store=training.source.store,
+        keep=training.spec.train.keep_checkpoints,
+    )
+
+
+def train_baseline(training: Training, num_steps: int) -> None:
+    """The supervised method on the same data, engine and schedule, for `num_steps` steps."""
+    phase = replace(training.method.phases[0], name="baseline")
+    plan = plan_phase(training, phase, num_steps=num_steps)
+    run_phase(
+        training, phase, plan, round=None, epochs_span=(0.0, float(training.spec.train.epochs))
+    )
+
+
+def num_training_steps(spec: RunSpec, labels: Int64[Tensor, " N"]) -> int:
+    """Optimiser steps of the whole run, the warm-up among them."""
+    train_spec = spec.train
+    per_epoch = train_spec.steps_per_epoch
+    if per_epoch is None:
+        unlabeled = int((labels == UNLABELED).sum())
+        per_epoch = -(-unlabeled // max(train_spec.batch_size - train_spec.labeled_per_batch, 1))
+    return train_spec.warmup_steps + train_spec.epochs * per_epoch * len(spec.method.phases)
+
+
+class _Meter:
+    """Sums losses and counts steps between two log lines, without waiting for the device."""
+
+    def __init__(self, micro_batches_per_step: int) -> None:
+        self._per_step = micro_batches_per_step
+        self._reset()
+
+    def add(self, total: Tensor, parts: Any) -> None:
+        for name, value in {"loss": total, **parts}.items():
+            old = self._sums.get(name)
+            self._sums[name] = value.detach() if old is None else old + value.detach()
+        self._count += 1
+
+    def take(self) -> tuple[dict[str, Tensor], int, float]:
+        """Sums by name, number of micro-batches, seconds; starts anew."""
+        out = self._sums, self._count, time.perf_counter() - self._start
+        self._reset()
+        return out
+
+    def _reset(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._count = 0
+        self._start = time.perf_counter()
+
+
+def _log_steps(
+    training: Training, phase: Phase, step: int, num_steps: int, meter: _Meter, rate: float
+) -> None:
+    sums, count, seconds = meter.take()
+    comm = training.engine.comm
+    names = sorted(sums)
+    stacked = torch.stack([sums[n].float().cpu() for n in names]) / count
+    means = comm.all_sum(stacked) / comm.world_size
+    if not training.is_first:
+        return
+    values = dict(zip(names, means.tolist()))
+    steps = count / len(training.micro_batches_here)
+    spec = training.spec.train
+    training.log(
+        "metrics.jsonl",
+        {
+            "kind": "train",
+            "phase": phase.name,
+            "epoch": training.epoch,
+            "step": training.step,
+            "phase_step": step + 1,
+            "phase_steps": num_steps,
+            "lr": rate,
+            "loss": values.pop("loss"),
+            "parts": values,
+            "samples_per_s": steps * spec.batch_size / seconds,
+        },
+    )

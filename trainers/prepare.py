@@ -1,0 +1,123 @@
+"""What a driver checks and writes before anything is started."""
+
+from __future__ import annotations
+
+import tomllib
+from typing import Any
+
+from ..datasets import splits
+from ..datasets.importing import import_dataset
+from ..datasets.manifest import check as check_dataset
+from ..datasets.manifest import is_dataset, load_info, load_labels, rows_of
+from ..datasets.splits import Split
+from . import checkpoint
+from .config import ConfigError, RunSpec, parse_spec
+from .run_dir import RunDir
+
+
+def prepare(spec: RunSpec, run: RunDir, *, resume: bool) -> tuple[Split, str | None]:
+    """Check everything that can be checked before anything is started or written.
+
+    Returns:
+        The split, and the checkpoint to go on from (None: from the start).
+
+    Raises:
+        ConfigError, ValueError, FileNotFoundError: One sentence for the user.
+    """
+    if run.exists("config.toml"):
+        if not resume:
+            raise ConfigError(
+                f"{run.uri} already holds a run; add --resume to go on, or choose another --name"
+            )
+        _check_same_config(spec, run)
+    elif run.names("") and not resume:
+        raise ConfigError(f"{run.uri} exists and is not empty; choose another --name or --out")
+    import_builtin(spec)
+    check_dataset(spec.data.uri)
+    info = load_info(spec.data.uri)
+    split = make_run_split(spec)
+    num_nodes = len(split.rows)
+    if spec.method.uses_graph and spec.graph.k >= num_nodes:
+        raise ConfigError(
+            f"graph.k = {spec.graph.k} is not below the number of nodes, {num_nodes}; lower graph.k"
+        )
+    missing = sorted(set(range(len(info.classes))) - set(split.labels[split.labels >= 0].tolist()))
+    if missing:
+        names = ", ".join(repr(info.classes[c]) for c in missing[:5])
+        raise ConfigError(
+            f"no labeled sample of class {names} in {spec.data.uri}; every class needs at least one"
+        )
+    done = checkpoint.committed(run)
+    return split, done[-1] if done else None
+
+
+def import_builtin(spec: RunSpec) -> None:
+    """Import the data set that ships with a dependency, where the configuration names one."""
+    if spec.data.builtin and not is_dataset(spec.data.uri):
+        import_dataset(spec.data.builtin, None, spec.data.uri)
+
+
+def make_run_split(spec: RunSpec) -> Split:
+    """The run's nodes and which of them keep their label."""
+    data = spec.data
+    info = load_info(data.uri)
+    published = None
+    if data.split_file is not None:
+        if data.split_dataset is None or data.split_num_labels is None:
+            raise ConfigError("data.split_file needs data.split_dataset and data.split_num_labels")
+        published = splits.published_split(
+            data.split_file, data.split_dataset, data.split_num_labels, data.split_number
+        )
+    return splits.make_split(
+        load_labels(data.uri),
+        rows_of(data.uri, "train"),
+        rows_of(data.uri, "test"),
+        rows_of(data.uri, "val"),
+        labels_per_class=data.labels_per_class,
+        split_seed=data.split_seed,
+        val_share=data.val_share,
+        num_nodes=data.num_nodes,
+        num_classes=len(info.classes),
+        published=published,
+    )
+
+
+def _check_same_config(spec: RunSpec, run: RunDir) -> None:
+    """A resumed run must be the run that was started; where it is stored may differ."""
+    with_name = load_config_text(run.read_text("config.toml"))
+    old = with_name.model_dump(exclude={"output"})
+    new = spec.model_dump(exclude={"output"})
+    different = sorted(_different_keys(old, new))
+    if different:
+        raise ConfigError(
+            f"{run.uri} was started with another configuration (different: "
+            f"{', '.join(different)}); resume with the same one, or choose another --name"
+        )
+
+
+def load_config_text(text: str) -> RunSpec:
+    """A spec from the text of a resolved `config.toml`."""
+    return parse_spec(tomllib.loads(text), source="config.toml")
+
+
+def _different_keys(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    out: list[str] = []
+    for key in old.keys() | new.keys():
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            out += _different_keys(a, b, f"{prefix}{key}.")
+        elif a != b:
+            out.append(prefix + key)
+    return out
+
+
+def forget_after(run: RunDir, checkpoint_name: str | None) -> None:
+    """Drop records that an interrupted run wrote after the checkpoint that it goes on from."""
+    epoch = 0 if checkpoint_name is None else checkpoint.read_position(run, checkpoint_name).epoch
+    if not run.exists("baseline.json"):
+        run.remove("baseline_metrics.jsonl")
+    run.keep_lines("rounds.jsonl", lambda r: r["epoch"] < epoch)
+    run.keep_lines(
+        "metrics.jsonl",
+        lambda r: r["epoch"] < epoch or (r["kind"] == "eval" and r["epoch"] == epoch > 0),
+    )
