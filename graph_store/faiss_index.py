@@ -1,4 +1,4 @@
-"""Search with faiss, re-ranked so that it agrees with the torch index; the only importer of faiss."""
+"""Search with faiss, re-ranked so that it agrees with torch. The only importer of faiss."""
 
 from __future__ import annotations
 

@@ -28,10 +28,11 @@ def multiply_rows(
         sparse = torch.sparse_csr_tensor(offsets, cols, vals, (num_rows, f.shape[0]))
         return sparse @ f
     out = torch.empty(num_rows, f.shape[1], dtype=dtype)
-    arrays = [t.detach().numpy() for t in (offsets, cols, vals, f, out)]
+    row, col, val = offsets.numpy(), cols.numpy(), vals.numpy()
+    dense, product = f.detach().numpy(), out.numpy()
 
     def run(start: int, stop: int) -> None:
-        _multiply(*arrays, start, stop)
+        _multiply(row, col, val, dense, product, start, stop)
 
     for_each_range(run, split_rows(num_rows, cols.shape[0] * f.shape[1]))
     return out
