@@ -84,7 +84,7 @@ class Cluster:
             set: Overrides by dotted key, `{"graph.k": 32}`.
             name: Of the run; its folder is `<output.uri>/<name>`. Default: the configuration's.
             resume: Go on from the last checkpoint of a run of the same name.
-            out: The run's folder itself (any fsspec URI), instead of `<output.uri>/<name>`.
+            out: Where runs are written (any fsspec URI), instead of `output.uri`.
             on_event: Called with progress records while the run goes on.
 
         Raises:
@@ -94,7 +94,7 @@ class Cluster:
         spec = config if isinstance(config, RunSpec) else load_config(config, set)
         if name is not None:
             spec = spec.model_copy(update={"name": name})
-        uri = out or f"{spec.output.uri.rstrip('/')}/{spec.name}"
+        uri = f"{(out or spec.output.uri).rstrip('/')}/{spec.name}"
         run = RunDir(uri if "://" in uri else str(Path(uri).absolute()))
         if spec.train.engine == "deepspeed":
             self._start()

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from ..datasets.manifest import DatasetInfo, SampleIndex
+from ..datasets.schema import DatasetInfo
 from .checkpoint import plain_state
 from .evaluate import NetworkScore
 from .loop import Training, refresh
@@ -34,11 +34,12 @@ class NodeLabels:
     source: Int64[Tensor, " n"]
 
 
-def finish(training: Training, info: DatasetInfo, index: SampleIndex, rows: Tensor) -> None:
+def finish(training: Training, info: DatasetInfo, keys: pa.Array, rows: Tensor) -> None:
     """Last round, deliverables, and the one reading of the test split; every rank calls it.
 
     Args:
-        index, rows: The data set's samples and the manifest row of each node, for the keys.
+        keys: Of the data set's samples, by manifest row.
+        rows: The manifest row of each node.
     """
     store = training.source.store
     final_round = training.rounds.final
@@ -59,7 +60,7 @@ def finish(training: Training, info: DatasetInfo, index: SampleIndex, rows: Tens
             pseudo = training.evaluator.pseudo_labels(store, final_round)
             result["pseudo/accuracy"] = pseudo.accuracy
             store.snapshot(training.run.child("store"))
-        _write_labels(training, labels, index, rows, final_round)
+        _write_labels(training, labels, keys.take(pa.array(rows.numpy())), final_round)
         _write_model(training, info)
         _write_report_data(training, info, labels, score, final_round)
         baseline = (
@@ -134,12 +135,12 @@ def _node_labels(training: Training, round: int) -> NodeLabels:
 
 
 def _write_labels(
-    training: Training, labels: NodeLabels, index: SampleIndex, rows: Tensor, round: int
+    training: Training, labels: NodeLabels, keys: pa.Array, round: int
 ) -> None:
     rounds = np.where(labels.source.numpy() == _GRAPH, round, -1)
     table = pa.table(
         {
-            "key": pa.array(np.asarray(index.keys)[rows.numpy()]),
+            "key": keys,
             "label": pa.array(labels.label.numpy()),
             "confidence": pa.array(labels.confidence.numpy()),
             "source": pa.array(np.array(SOURCES)[labels.source.numpy()]),

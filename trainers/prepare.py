@@ -8,7 +8,7 @@ from typing import Any
 from ..datasets import splits
 from ..datasets.importing import import_dataset
 from ..datasets.manifest import check as check_dataset
-from ..datasets.manifest import is_dataset, load_info, load_labels, rows_of
+from ..datasets.manifest import load_info, load_labels, splits_of
 from ..datasets.splits import Split
 from . import checkpoint
 from .config import ConfigError, RunSpec, parse_spec
@@ -53,7 +53,7 @@ def prepare(spec: RunSpec, run: RunDir, *, resume: bool) -> tuple[Split, str | N
 
 def import_builtin(spec: RunSpec) -> None:
     """Import the data set that ships with a dependency, where the configuration names one."""
-    if spec.data.builtin and not is_dataset(spec.data.uri):
+    if spec.data.builtin and not RunDir(spec.data.uri).exists("dataset.json"):
         import_dataset(spec.data.builtin, None, spec.data.uri)
 
 
@@ -68,11 +68,12 @@ def make_run_split(spec: RunSpec) -> Split:
         published = splits.published_split(
             data.split_file, data.split_dataset, data.split_num_labels, data.split_number
         )
+    parts = splits_of(data.uri)
     return splits.make_split(
         load_labels(data.uri),
-        rows_of(data.uri, "train"),
-        rows_of(data.uri, "test"),
-        rows_of(data.uri, "val"),
+        parts["train"],
+        parts["test"],
+        parts["val"],
         labels_per_class=data.labels_per_class,
         split_seed=data.split_seed,
         val_share=data.val_share,

@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
-from ..datasets.manifest import DatasetInfo, load_index, load_info
+from ..datasets.manifest import load_index, load_info
 from ..datasets.reader import Reader
+from ..datasets.schema import DatasetInfo
 from ..datasets.splits import Split
 from ..datasets.transforms import make_view
 from ..graph_store.store import GraphStore
@@ -69,7 +70,7 @@ def run_job(job: Job, make_engine: MakeEngine, device: torch.device, emit: Emit)
             }
         )
     train(training, resume_from=job.resume_from)
-    finish(training, info, load_index(spec.data.uri), split.rows)
+    finish(training, info, load_index(spec.data.uri).keys, split.rows)
 
 
 def make_views(data: DataSpec, shape: tuple[int, ...]) -> Views:
@@ -123,11 +124,12 @@ def _training(
         chunk=spec.train.extract_batch_size,
     )
     store = job.store if method.uses_graph else None
+    shard_ids = torch.as_tensor(load_index(spec.data.uri).shard_ids)[split.rows]
     return Training(
         spec=spec,
         method=method,
         labels=split.labels,
-        groups=None,
+        groups=shard_ids,
         engine=engine,
         ema=ema,
         source=BatchSource(reader, views, store, device, spec.seed),

@@ -20,18 +20,18 @@ def test_cosine_is_whole_at_the_start_half_in_the_middle_zero_at_the_end() -> No
 def test_cosine_end_beyond_the_last_epoch_leaves_a_rate() -> None:
     spec = TrainSpec(epochs=400, lr=0.03, cosine_end=460)
     expected = 0.015 * (1 + math.cos(math.pi * 400 / 460))
-    assert learning_rate(spec, epoch=400, step=0) == pytest.approx(expected)
+    assert learning_rate(spec, epoch=400.0, step=0) == pytest.approx(expected)
 
 
 def test_steps_multiply() -> None:
     spec = TrainSpec(epochs=400, lr=0.1, schedule="step", step_epochs=(250, 350))
-    rates = [learning_rate(spec, epoch=e, step=0) for e in (249.9, 250, 350)]
+    rates = [learning_rate(spec, epoch=e, step=0) for e in (249.9, 250.0, 350.0)]
     assert rates == pytest.approx([0.1, 0.01, 0.001])
 
 
 def test_warm_up_rises_linearly() -> None:
     spec = TrainSpec(epochs=1, lr=1.0, schedule="constant", lr_warmup_steps=4)
-    rates = [learning_rate(spec, epoch=0, step=s) for s in range(5)]
+    rates = [learning_rate(spec, epoch=0.0, step=s) for s in range(5)]
     assert rates == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0])
 
 
