@@ -145,7 +145,7 @@ def _shifted(b: int, side: int, generator: torch.Generator, shift: bool) -> Tens
 
 def _span(b: int, side: int, largest: float, generator: torch.Generator) -> Tensor:
     """True within a random interval of 0 to `largest` of the side: `b side`."""
-    length = _uniform(b, 0, largest * side, generator)[:, None]
+    length = _uniform(b, 0.0, largest * side, generator)[:, None]
     start = torch.rand(b, 1, generator=generator) * (side - length)
     at = torch.arange(side) + 0.5
     return (at >= start) & (at < start + length)
