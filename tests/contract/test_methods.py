@@ -4,13 +4,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from pydantic import ValidationError
-from torch import Tensor, nn
-
 from labelmesh.graph_store.kernels.density import density
 from labelmesh.graph_store.local_view import LocalGraphView
 from labelmesh.graph_store.view import Hop, Neighborhood, NodeState, PseudoLabels
 from labelmesh.trainers.method import Batch, Loss, Method, Network, find_method, method_names
+from pydantic import ValidationError
+from torch import Tensor, nn
 
 B, C, D, N, K = 12, 3, 6, 30, 4
 INPUTS = 5

@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-from torch import nn
-
 from labelmesh.trainers.ema import Ema, average, ramped_decay
+from torch import nn
 
 
 def _network() -> nn.Module:

@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-
 from labelmesh.graph_store.view import PseudoLabels
 from labelmesh.trainers.labeling import (
     certainty,

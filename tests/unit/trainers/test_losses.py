@@ -6,7 +6,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from labelmesh.trainers.losses import (
     consistency,
     entropy_and_balance,

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-
 from labelmesh.trainers.backbones.build import build_backbone
 
 IMAGES = [

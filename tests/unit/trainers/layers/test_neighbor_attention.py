@@ -4,8 +4,6 @@ import math
 
 import pytest
 import torch
-from torch import Tensor, nn
-
 from labelmesh.graph_store.view import Hop, Neighborhood
 from labelmesh.trainers.layers.neighbor_attention import (
     NeighborAttention,
@@ -14,6 +12,7 @@ from labelmesh.trainers.layers.neighbor_attention import (
     join_neighborhoods,
     weighted_sum,
 )
+from torch import Tensor, nn
 
 N, D, K = 12, 5, 3
 
