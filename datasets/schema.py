@@ -7,13 +7,102 @@ run are always 0..N-1 whatever was held out for validation.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
+import pyarrow as pa
 from jaxtyping import Int64, Shaped
 from torch import Tensor
 
 UNLABELED = -1
 """The label of a node whose class is not given (scikit-learn's convention)."""
+
+FORMAT_VERSION = 1
+
+Kind = Literal["image", "embedding"]
+SplitName = Literal["train", "val", "test"]
+SPLIT_NAMES: tuple[SplitName, ...] = ("train", "val", "test")
+
+MANIFEST_SCHEMA = pa.schema(
+    [
+        ("node_id", pa.int64()),
+        ("key", pa.string()),
+        ("shard", pa.string()),
+        ("split", pa.string()),
+        ("label", pa.int64()),
+        ("truth", pa.int64()),
+        ("sha256", pa.string()),
+        # Where the sample's input lies: byte range of the tar member, so that any subset can be
+        # fetched by ranged reads; embeddings: row within the Parquet file, and bytes of the row.
+        ("offset", pa.int64()),
+        ("size", pa.int64()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """What `dataset.json` says about a data set.
+
+    Attributes:
+        shape: (c, h, w) of every image, or (D,) of every embedding.
+        counts: Samples per split.
+        skipped: Samples of the source that could not be read when it was imported, with the reason.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    kind: Kind
+    shape: tuple[int, ...]
+    counts: Mapping[str, int]
+    skipped: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+    @property
+    def num_samples(self) -> int:
+        return sum(self.counts.values())
+
+    def to_json(self) -> str:
+        """The text of `dataset.json`."""
+        body = {
+            "format_version": FORMAT_VERSION,
+            **asdict(self),
+            "num_classes": self.num_classes,
+        }
+        return json.dumps(body, indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes, *, source: str) -> DatasetInfo:
+        """Read `to_json`'s text.
+
+        Raises:
+            ValueError: Not JSON, another format version, or a missing field.
+        """
+        try:
+            body: dict[str, Any] = json.loads(text)
+            version = body["format_version"]
+            if version != FORMAT_VERSION:
+                raise ValueError(
+                    f"{source}: format_version = {version!r}, this version of Labelmesh reads "
+                    f"{FORMAT_VERSION}; import the data set again"
+                )
+            return cls(
+                name=body["name"],
+                classes=tuple(body["classes"]),
+                kind=body["kind"],
+                shape=tuple(body["shape"]),
+                counts=dict(body["counts"]),
+                skipped=dict(body.get("skipped", {})),
+            )
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{source}: not the description of a data set ({error!r}); import it again"
+            ) from None
 
 
 @dataclass(frozen=True)
@@ -27,5 +116,5 @@ class NodeBatch:
     """
 
     node_ids: Int64[Tensor, " b"]
-    inputs: Shaped[Tensor, "b *input"]
+    inputs: Shaped[Tensor, "b ..."]
     labels: Int64[Tensor, " b"]

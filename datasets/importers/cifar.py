@@ -1,0 +1,146 @@
+"""CIFAR-10 and CIFAR-100: the official "python version", packed (.tar.gz) or unpacked.
+
+Its batches are pickles. They are read by an unpickler that knows numpy arrays and plain containers
+and refuses everything else, so a tampered archive cannot run code.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import tarfile
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import numpy as np
+
+from ..files import join, list_files, locate, read_bytes
+from ..schema import DatasetInfo, SplitName
+from ..sources import name_of, require_source
+from ..writer import DatasetWriter
+
+_TEST_NAMES = ("test_batch", "test")
+_META_NAMES = ("batches.meta", "meta")
+
+
+def import_samples(
+    source: str | None,
+    dest: str,
+    *,
+    labels: Literal["fine", "coarse"] = "fine",
+    name: str | None = None,
+) -> DatasetInfo:
+    """Write an official archive (`cifar-10-python.tar.gz`) or its unpacked folder.
+
+    Args:
+        labels: CIFAR-100's 100 fine classes or its 20 coarse ones.
+
+    Raises:
+        ValueError: Not such an archive, a batch is missing or damaged, or it holds something that
+            no CIFAR batch does.
+    """
+    source = require_source(source, "cifar-10-python.tar.gz, cifar-100-python.tar.gz or a folder")
+    if labels not in ("fine", "coarse"):
+        raise ValueError(f"labels = {labels!r}: must be 'fine' or 'coarse'")
+    writer = DatasetWriter(dest, name=name_of(source, name), kind="image")
+    classes: list[str] | None = None
+    counts: dict[str, int] = {"train": 0, "test": 0}
+    for base, content in _batches(source):
+        body = _unpickle(content, f"{source}: {base}")
+        if base in _META_NAMES:
+            classes = _class_names(body, labels)
+        else:
+            split: SplitName = "test" if base in _TEST_NAMES else "train"
+            counts[split] += _add_batch(writer, split, base, body, labels, source)
+    if classes is None or not counts["train"] or not counts["test"]:
+        raise ValueError(
+            f"{source}: found {counts['train']} train and {counts['test']} test images and "
+            f"{'no' if classes is None else 'a'} file of class names; it may be cut off"
+        )
+    return writer.finish(classes)
+
+
+def _batches(source: str) -> Iterator[tuple[str, bytes]]:
+    fs, path = locate(source)
+    if fs.isdir(path):
+        for file in list_files(source):
+            if _is_batch(base := file.rsplit("/", 1)[-1]):
+                yield base, read_bytes(join(source, file))
+        return
+    try:
+        with fs.open(path, "rb") as handle, tarfile.open(fileobj=handle, mode="r|*") as tar:
+            for member in tar:
+                base = member.name.rsplit("/", 1)[-1]
+                if member.isfile() and _is_batch(base):
+                    content = tar.extractfile(member)
+                    assert content is not None
+                    yield base, content.read()
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise ValueError(f"{source}: not a readable tar archive ({error})") from None
+
+
+def _is_batch(base: str) -> bool:
+    return base.startswith("data_batch_") or base in ("train", *_TEST_NAMES, *_META_NAMES)
+
+
+def _class_names(body: dict[Any, Any], labels: str) -> list[str]:
+    fields = _text_keys(body)
+    names = fields.get("label_names", fields.get(f"{labels}_label_names"))
+    if not names:
+        raise ValueError(f"the file of class names has only {sorted(fields)}")
+    return [n.decode() if isinstance(n, bytes) else str(n) for n in names]
+
+
+def _add_batch(
+    writer: DatasetWriter,
+    split: SplitName,
+    base: str,
+    body: dict[Any, Any],
+    labels: str,
+    source: str,
+) -> int:
+    fields = _text_keys(body)
+    data = fields.get("data")
+    truth = fields.get("labels", fields.get(f"{labels}_labels"))
+    if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.shape[1:] != (3072,):
+        raise ValueError(f"{source}: {base} holds no n x 3072 array of uint8 pixels")
+    if truth is None or len(truth) != len(data):
+        raise ValueError(f"{source}: {base} has {len(data)} images, but other labels")
+    # Archives list the batches in any order; the original order is that of their numbers.
+    number = int(base.rsplit("_", 1)[-1]) - 1 if base.startswith("data_batch_") else 0
+    first = number * len(data)
+    for i, (image, label) in enumerate(zip(data.reshape(-1, 3, 32, 32), truth), start=first):
+        writer.add(split, f"{split}-{i:06d}", image, truth=int(label), order=i)
+    return len(data)
+
+
+def _text_keys(body: dict[Any, Any]) -> dict[str, Any]:
+    return {k.decode() if isinstance(k, bytes) else str(k): v for k, v in body.items()}
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if name == "_reconstruct" and module.startswith("numpy."):
+            return np.empty(0).__reduce__()[0]
+        allowed = {("numpy", "ndarray"): np.ndarray, ("numpy", "dtype"): np.dtype}
+        if (module, name) in allowed:
+            return allowed[module, name]
+        if (module, name) == ("_codecs", "encode"):
+            return _encode
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is no array")
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    """How Python 3 writes bytes in an old pickle protocol."""
+    return text.encode("latin-1")
+
+
+def _unpickle(content: bytes, source: str) -> dict[Any, Any]:
+    try:
+        body = _ArrayUnpickler(io.BytesIO(content), encoding="bytes").load()
+    except Exception as error:
+        # A damaged pickle can raise anything.
+        raise ValueError(f"{source} cannot be read ({error})") from None
+    if not isinstance(body, dict):
+        raise ValueError(f"{source} holds a {type(body).__name__}, expected a dict")
+    return body

@@ -1,0 +1,205 @@
+"""The manifest of a data set: reading its parts, checking it, statistics.
+
+Readers of inputs take `load_index`, which touches neither labels nor truth; the driver takes
+`load_labels` to draw a split. The truth is read by `truth.py` alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from .files import join, list_files, read_bytes, read_columns
+from .schema import SPLIT_NAMES, UNLABELED, DatasetInfo
+from .shards import shard_contents
+
+
+@dataclass(frozen=True)
+class SampleIndex:
+    """Where the inputs of a data set lie, by manifest row.
+
+    Attributes:
+        uri: The data set's.
+        keys, sha256: Arrow string arrays.
+        shards: Paths relative to `uri`.
+        shard_ids: Index into `shards`.
+        offsets, sizes: See `schema.MANIFEST_SCHEMA`.
+    """
+
+    uri: str
+    info: DatasetInfo
+    keys: pa.Array
+    shards: tuple[str, ...]
+    shard_ids: np.ndarray
+    offsets: np.ndarray
+    sizes: np.ndarray
+    sha256: pa.Array
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+
+def load_info(uri: str) -> DatasetInfo:
+    """The description of a data set.
+
+    Raises:
+        ValueError: There is no (finished) data set at `uri`.
+    """
+    source = join(uri, "dataset.json")
+    try:
+        content = read_bytes(source)
+    except (FileNotFoundError, NotADirectoryError):
+        raise ValueError(
+            f"{uri}: there is no data set (dataset.json is missing); make one with "
+            "`labelmesh data import`"
+        ) from None
+    return DatasetInfo.from_json(content, source=source)
+
+
+def load_index(uri: str) -> SampleIndex:
+    """Places of all samples, without any label.
+
+    Raises:
+        ValueError: There is no data set at `uri`.
+    """
+    info = load_info(uri)
+    table = _columns(uri, ["key", "shard", "sha256", "offset", "size"])
+    shard = table["shard"].combine_chunks().dictionary_encode()
+    return SampleIndex(
+        uri=str(uri),
+        info=info,
+        keys=table["key"].combine_chunks(),
+        shards=tuple(shard.dictionary.to_pylist()),
+        shard_ids=shard.indices.to_numpy().astype(np.int64),
+        offsets=table["offset"].to_numpy(),
+        sizes=table["size"].to_numpy(),
+        sha256=table["sha256"].combine_chunks(),
+    )
+
+
+def load_labels(uri: str) -> Int64[Tensor, " N"]:
+    """The label column, all rows; -1 = unlabeled. For the driver, which draws the split.
+
+    Raises:
+        ValueError: There is no data set at `uri`.
+    """
+    return torch.from_numpy(_columns(uri, ["label"])["label"].to_numpy().copy())
+
+
+def splits_of(uri: str) -> dict[str, Int64[Tensor, " n"]]:
+    """Manifest rows of "train", "val" and "test", ascending.
+
+    Raises:
+        ValueError: There is no data set at `uri`.
+    """
+    column = _columns(uri, ["split"])["split"]
+    return {
+        name: torch.from_numpy(
+            np.flatnonzero(pc.equal(column, name).to_numpy(zero_copy_only=False))
+        )
+        for name in SPLIT_NAMES
+    }
+
+
+def statistics(uri: str) -> dict[str, object]:
+    """What `labelmesh data info` shows: plain values, ready for JSON.
+
+    Raises:
+        ValueError: There is no data set at `uri`.
+    """
+    info, labels, rows = load_info(uri), load_labels(uri).numpy(), splits_of(uri)
+    table = _columns(uri, ["shard", "size"])
+    train = labels[rows["train"].numpy()]
+    counts = np.bincount(train[train >= 0], minlength=info.num_classes)
+    return {
+        "uri": str(uri),
+        "name": info.name,
+        "kind": info.kind,
+        "shape": list(info.shape),
+        "num_classes": info.num_classes,
+        "classes": list(info.classes),
+        "samples": {name: len(rows[name]) for name in SPLIT_NAMES if len(rows[name])},
+        "train_labels_per_class": dict(zip(info.classes, counts.tolist())),
+        "train_labeled": int((train >= 0).sum()),
+        "train_unlabeled": int((train == UNLABELED).sum()),
+        "num_shards": pc.count_distinct(table["shard"]).as_py(),
+        "size_bytes": pc.sum(table["size"]).as_py() or 0,
+        "num_skipped": len(info.skipped),
+    }
+
+
+def check(uri: str) -> None:
+    """Compare the manifest with itself, with dataset.json and with the shards (headers only).
+
+    Raises:
+        ValueError: No data set, two samples of one key, a label that is no class, rows out of
+            order, or a shard whose samples differ from those listed; the first one is named.
+    """
+    info, index, labels = load_info(uri), load_index(uri), load_labels(uri).numpy()
+    _check_rows(uri, info, len(index))
+    counts = index.keys.value_counts()
+    repeated = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
+    if len(repeated):
+        raise ValueError(f"{uri}: two samples have the key {repeated[0].as_py()!r}")
+    wrong = np.flatnonzero((labels < UNLABELED) | (labels >= info.num_classes))
+    if len(wrong):
+        raise ValueError(
+            f"{uri}: sample {index.keys[wrong[0]].as_py()!r} has label {labels[wrong[0]]}; allowed "
+            f"are 0..{info.num_classes - 1} and {UNLABELED} (unlabeled)"
+        )
+    folder = "shards" if info.kind == "image" else "features"
+    stray = {f"{folder}/{name}" for name in list_files(join(uri, folder))} - set(index.shards)
+    if stray:
+        raise ValueError(f"{uri}: {min(stray)} is not in the manifest; import the data set again")
+    for shard_id, shard in enumerate(index.shards):
+        rows = np.flatnonzero(index.shard_ids == shard_id)
+        found = shard_contents(info.kind, join(uri, shard))
+        _check_shard(join(uri, shard), index, rows, found)
+
+
+def _check_rows(uri: str, info: DatasetInfo, num_rows: int) -> None:
+    rows = splits_of(uri)
+    listed = np.concatenate([rows[name].numpy() for name in SPLIT_NAMES])
+    ids = _columns(uri, ["node_id"])["node_id"].to_numpy()
+    if not (np.array_equal(listed, np.arange(num_rows)) and np.array_equal(ids, listed)):
+        raise ValueError(
+            f"{uri}: manifest rows must be numbered 0..{num_rows - 1}, train first, then val, then "
+            "test"
+        )
+    counts = {name: len(rows[name]) for name in SPLIT_NAMES}
+    if counts != {name: info.counts.get(name, 0) for name in SPLIT_NAMES}:
+        raise ValueError(f"{uri}: the manifest has {counts} samples, dataset.json {info.counts}")
+
+
+def _check_shard(
+    uri: str, index: SampleIndex, rows: np.ndarray, found: dict[str, set[tuple[int, int]]]
+) -> None:
+    for row in rows.tolist():
+        key, place = index.keys[row].as_py(), (int(index.offsets[row]), int(index.sizes[row]))
+        if place not in found.get(key, set()):
+            raise ValueError(
+                f"{uri}: sample {key!r} should have {place[1]} bytes at {place[0]}, but the shard "
+                f"has (offset, bytes) {sorted(found.get(key, set())) or 'no such sample'}"
+            )
+    if len(found) != len(rows):
+        extra = sorted(set(found) - set(index.keys.take(pa.array(rows)).to_pylist()))
+        raise ValueError(
+            f"{uri}: holds {len(found)} samples, the manifest lists {len(rows)}; {extra[0]!r} is "
+            "not listed"
+        )
+
+
+def _columns(uri: str, names: list[str]) -> pa.Table:
+    try:
+        return read_columns(join(uri, "manifest.parquet"), names)
+    except (FileNotFoundError, NotADirectoryError):
+        raise ValueError(
+            f"{uri}: there is no data set (manifest.parquet is missing); make one with "
+            "`labelmesh data import`"
+        ) from None
