@@ -43,12 +43,17 @@ class KnnReport:
     seconds: float
 
 
+class StoreLostError(RuntimeError):
+    """A shard died, and with it its rows. Restore the store from a snapshot."""
+
+
 @runtime_checkable
 class GraphStore(Protocol):
     """Features, probabilities, labels, kNN graph, densities and pseudo-labels, by node id.
 
     Tensors in, tensors out, on the CPU; ids are int64 in 0..num_nodes-1. `round=None` reads the
-    latest published round. All write methods validate before anything is written.
+    latest published round, and before the first one the graph of the last `update_knn`. All write
+    methods validate before anything is written.
     """
 
     spec: StoreSpec

@@ -1,0 +1,247 @@
+"""State and operations of one shard: its rows of every column, and its part in a round. No Ray.
+
+The life of a round: `put` writes the staging table; `update_knn` freezes it and adds the graph
+(then it is "staged"); `solve` runs a function over the staged graph and holds the result back;
+`publish` makes it readable. `update_knn` and `solve` are collective over the shards. Reads may run
+in other threads at any time: all that they see is never written to again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+
+import torch
+from jaxtyping import Float, Int64, Shaped
+from torch import Tensor
+
+from .index import NeighborIndex, make_index
+from .kernels.density import density
+from .kernels.rows import prepare_rows, similarity_from_distance
+from .local_view import LocalGraphView
+from .partition import Partition
+from .sharded_knn import knn_over_shards
+from .sharded_view import ShardedGraphView, ShardGroup, sum_over_shards
+from .solution import node_state, solution_columns, summarize
+from .store import KnnReport, RefreshFn, StoreSpec
+from .table import EXTRA, Columns, Rounds, StagingTable
+
+
+class Shard:
+    """The rows `partition.span(rank)` of a store. All values must have been checked before."""
+
+    def __init__(self, spec: StoreSpec, partition: Partition, rank: int = 0) -> None:
+        self.spec = spec
+        self.partition = partition
+        self._start, stop = partition.span(rank)
+        self.node_ids = torch.arange(self._start, stop)
+        self._group: ShardGroup | None = None
+        self._device = torch.device(spec.device)
+        self._labels = torch.full((len(self.node_ids),), -1)
+        self._table = StagingTable(spec, len(self.node_ids))
+        self._is_stale = True
+        self._staged: Columns | None = None
+        self._solved: tuple[int, Columns] | None = None
+        self._rounds = Rounds()
+        self._index: tuple[Columns, NeighborIndex] | None = None
+
+    def join(self, group: ShardGroup | None) -> None:
+        """Talk to the other shards through `group` from now on; None where there are none."""
+        self._group = group
+
+    # Writes
+
+    def put(
+        self,
+        node_ids: Int64[Tensor, " m"],
+        features: Float[Tensor, "m D"],
+        probs: Float[Tensor, "m C"] | None,
+    ) -> None:
+        """See `GraphStore.put`; without `probs` the nodes keep those that they have."""
+        rows = node_ids - self._start
+        self._is_stale = True
+        self._table.write("features", rows, features)
+        self._table.write("present", rows, torch.ones(len(rows), dtype=torch.bool))
+        if probs is not None:
+            self._table.write("probs", rows, probs)
+
+    def put_labels(self, node_ids: Int64[Tensor, " m"], labels: Int64[Tensor, " m"]) -> None:
+        """See `GraphStore.put_labels`."""
+        changed = self._labels.clone()
+        changed[node_ids - self._start] = labels
+        self._labels = changed
+
+    def update_knn(self) -> KnnReport:
+        """See `GraphStore.update_knn`; the same report on every shard. Collective.
+
+        Raises:
+            ValueError: No shard has any features.
+        """
+        began = time.perf_counter()
+        if not self._any_is_stale():
+            return KnnReport(0, 0, True, 1.0, time.perf_counter() - began)
+        columns = self._table.freeze()
+        present = columns["present"]
+        if not self._sum(present.sum()):
+            raise ValueError("no features have been put; call put before update_knn")
+        graph = self._search(columns["features"], present)
+        changed = present
+        if self._staged is not None:
+            moved = graph["neighbor_ids"] != self._staged["neighbor_ids"]
+            changed = present & moved.any(1)
+        self._staged = {**columns, **graph}
+        self._is_stale = False
+        searched, num_changed = self._sum(torch.stack([present.sum(), changed.sum()])).tolist()
+        return KnnReport(searched, num_changed, True, 1.0, time.perf_counter() - began)
+
+    def solve(self, fn: RefreshFn | None, round: int) -> Mapping[str, float]:
+        """Run `fn` over the staged graph and hold the result back for `publish`. Collective.
+
+        Returns:
+            The numbers of `GraphStore.refresh` but "seconds_publish", the same on every shard.
+
+        Raises:
+            ValueError: The graph is not up to date, or `fn` returned what is no pseudo-label.
+        """
+        if self._any_is_stale():
+            raise ValueError(
+                "the graph is older than the features; call update_knn after the last put and "
+                "before refresh"
+            )
+        assert self._staged is not None
+        began = time.perf_counter()
+        view = self._view(self._staged)
+        state = node_state(self._staged, self._labels, self._device)
+        found = None if fn is None else fn(view, state)
+        columns = solution_columns(self.spec, state, found)
+        numbers = summarize(state, columns, view.all_sum)
+        seconds = torch.tensor([time.perf_counter() - began], dtype=torch.float64)
+        numbers["seconds_solve"] = float(view.all_max(seconds.to(self._device)))
+        self._solved = (round, {**self._staged, **columns})
+        return numbers
+
+    def publish(self, round: int) -> None:
+        """Make the held result readable."""
+        assert self._solved is not None, "solve comes before publish"
+        assert self._solved[0] == round, f"round {self._solved[0]} was solved, not {round}"
+        self._rounds.publish(round, self._solved[1])
+        self._solved = None
+
+    # Reads
+
+    def published(self) -> tuple[int, ...]:
+        return self._rounds.numbers()
+
+    def rows(
+        self, node_ids: Int64[Tensor, " m"], names: Sequence[str], round: int | None
+    ) -> dict[str, Tensor]:
+        """Rows of own nodes from the named columns; an `extra` column goes by its bare name.
+
+        Raises:
+            ValueError: No such round or column.
+        """
+        local = node_ids - self._start
+        if tuple(names) == ("labels",):  # labels belong to no round
+            return {"labels": self._labels[local]}
+        columns: Columns = {**self._columns(round), "labels": self._labels}
+        found = {}
+        for name in names:
+            key = name if name in columns else EXTRA + name
+            if key not in columns:
+                known = sorted(c.removeprefix(EXTRA) for c in columns if "pseudo." not in c)
+                raise ValueError(f"no column {name!r}; there are {', '.join(known)}")
+            found[name] = columns[key][local]
+        return found
+
+    def pseudo_rows(self, node_ids: Int64[Tensor, " m"], round: int | None) -> dict[str, Tensor]:
+        """Rows of all columns that `refresh` made; empty where it made none."""
+        local = node_ids - self._start
+        made = {k: c for k, c in self._columns(round).items() if k.startswith(("pseudo.", EXTRA))}
+        return {name: column[local] for name, column in made.items()}
+
+    def search(
+        self, features: Float[Tensor, "m D"], k: int, round: int | None
+    ) -> tuple[Int64[Tensor, "m k"], Float[Tensor, "m k"]]:
+        """The k own nodes that are nearest to any features, by (canonical distance, id)."""
+        queries = prepare_rows(features.to(self._device), self.spec.metric)
+        ids, distances = self._round_index(self._columns(round)).search(queries, k)
+        return ids.cpu(), distances.cpu()
+
+    # Snapshots
+
+    def contents(self) -> dict[str, Columns]:
+        """All that a snapshot holds, by part: "labels", "table", "staged", "round.<number>"."""
+        parts: dict[str, Columns] = {
+            "labels": {"labels": self._labels},
+            "table": self._table.freeze(),
+        }
+        if self._staged is not None and not self._is_stale:
+            parts["staged"] = self._staged
+        return parts | {f"round.{q}": self._rounds.get(q) for q in self._rounds.numbers()}
+
+    def load(self, parts: Mapping[str, Columns]) -> None:
+        """Take over the own rows of what `contents` gave."""
+        self._labels = parts["labels"]["labels"]
+        self._table.load(parts["table"])
+        self._staged = parts.get("staged")
+        self._is_stale = self._staged is None
+        self._rounds = Rounds(
+            {int(name[6:]): c for name, c in parts.items() if name.startswith("round.")}
+        )
+
+    # Helpers
+
+    def _columns(self, round: int | None) -> Columns:
+        """A published round, or what is staged (None)."""
+        if round is not None:
+            return self._rounds.get(round)
+        if self._staged is None:
+            raise ValueError("nothing can be read yet; call put and update_knn first")
+        return self._staged
+
+    def _search(
+        self, features: Float[Tensor, "n D"], present: Shaped[Tensor, " n"]
+    ) -> dict[str, Tensor]:
+        """The graph columns of the own rows; absent nodes have no neighbours and are nobody's."""
+        rows = prepare_rows(features[present].to(self._device), self.spec.metric)
+        ids, distances = knn_over_shards(
+            rows,
+            self.node_ids[present].to(self._device),
+            self.spec.k,
+            group=self._group,
+            backend=self.spec.backend,
+        )
+        shape = (len(present), self.spec.k)
+        neighbor_ids = torch.full(shape, -1)
+        neighbor_ids[present] = ids.cpu()
+        all_distances = torch.full(shape, torch.inf, dtype=torch.float64)
+        all_distances[present] = distances.cpu()
+        similarity = similarity_from_distance(all_distances).float()
+        return {
+            "neighbor_ids": neighbor_ids,
+            "similarity": similarity,
+            "distances": all_distances.float(),
+            "density": density(similarity, neighbor_ids),
+        }
+
+    def _view(self, columns: Columns) -> LocalGraphView | ShardedGraphView:
+        names = ("neighbor_ids", "similarity", "distances")
+        graph = [columns[name].to(self._device) for name in names]
+        if self._group is None:
+            return LocalGraphView(*graph)
+        return ShardedGraphView(self._group, self.partition, *graph)
+
+    def _round_index(self, columns: Columns) -> NeighborIndex:
+        cached = self._index
+        if cached is None or cached[0]["features"] is not columns["features"]:
+            present = columns["present"]
+            rows = prepare_rows(columns["features"][present].to(self._device), self.spec.metric)
+            ids = self.node_ids[present].to(self._device)
+            cached = self._index = (columns, make_index(self.spec.backend, rows, ids))
+        return cached[1]
+
+    def _any_is_stale(self) -> bool:
+        return bool(self._sum(torch.tensor(int(self._is_stale))))
+
+    def _sum(self, x: Tensor) -> Tensor:
+        return x if self._group is None else sum_over_shards(self._group, x)

@@ -1,0 +1,221 @@
+"""The graph of which one shard sees its own rows, and the process group between the shards.
+
+The group belongs to the store: it is made from torch.distributed's group objects directly and
+leaves the process-wide default group alone, which trainers in the same process may use.
+
+Every collective has one result on any number of shards: rows are exchanged, never summed on the
+way, and sums are taken in shard order from gathered parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed
+from jaxtyping import Float, Int64, Shaped
+from torch import Tensor
+
+from .partition import Partition, Route, route
+from .view import AffinityKind, Reduce
+
+if TYPE_CHECKING:
+    from .sharded_affinity import ShardedAffinity
+
+
+# The type stubs of torch.distributed lack the group classes.
+_c10d: Any = torch.distributed
+
+
+class PeerLostError(RuntimeError):
+    """Another shard left the group during a collective; what went wrong is known there."""
+
+
+def open_rendezvous(host: str) -> Any:
+    """A key-value store in this process where shards can meet; its `port` is free and chosen."""
+    return _c10d.TCPStore(host, 0, is_master=True, wait_for_workers=False)
+
+
+def reach_rendezvous(host: str, port: int) -> Any:
+    """The key-value store that another process opened."""
+    return _c10d.TCPStore(host, port, is_master=False, wait_for_workers=False)
+
+
+class ShardGroup:
+    """Collectives among the shards, over gloo (CPU) or NCCL (one GPU per shard).
+
+    Args:
+        rendezvous: A key-value store that all shards reach.
+        name: Distinct for every group that is made over the same `rendezvous`.
+        host: Address of this machine that the other shards reach; gloo listens there.
+    """
+
+    def __init__(
+        self,
+        rank: int,
+        size: int,
+        rendezvous: Any,
+        *,
+        name: str = "shards",
+        host: str = "127.0.0.1",
+        backend: str = "gloo",
+        timeout_s: float = 1800.0,
+    ) -> None:
+        self.rank = rank
+        self.size = size
+        keys = _c10d.PrefixStore(name, rendezvous)
+        if backend == "nccl":
+            self._device = torch.device("cuda", torch.cuda.current_device())
+            self._group: Any = _c10d.ProcessGroupNCCL(keys, rank, size)
+        else:
+            self._device = torch.device("cpu")
+            options = _c10d.ProcessGroupGloo._Options()
+            options._devices = [_c10d.ProcessGroupGloo.create_device(hostname=host)]
+            options._timeout = timedelta(seconds=timeout_s)
+            self._group = _c10d.ProcessGroupGloo(keys, rank, size, options)
+
+    def all_gather(self, x: Tensor) -> list[Tensor]:
+        """`x` of every shard, in shard order; all must have the same shape and dtype."""
+        own = self._out(x)
+        parts = [torch.empty_like(own) for _ in range(self.size)]
+        self._wait(lambda: self._group.allgather([parts], [own]))
+        return [part.to(x.device) for part in parts]
+
+    def broadcast(self, x: Tensor, root: int) -> Tensor:
+        """`x` of shard `root`; elsewhere `x` gives shape and dtype."""
+        sent = self._out(x) if self.rank == root else torch.empty_like(x, device=self._device)
+        options = _c10d.BroadcastOptions()
+        options.rootRank = root
+        self._wait(lambda: self._group.broadcast([sent], options))
+        return sent.to(x.device)
+
+    def exchange_counts(self, counts: Sequence[int]) -> list[int]:
+        """How many rows each shard sends here, from how many are sent to each."""
+        sent = torch.tensor(counts, dtype=torch.int64, device=self._device)
+        received = torch.empty_like(sent)
+        self._all_to_all(received, sent, [1] * self.size, [1] * self.size)
+        return [int(count) for count in received]
+
+    def exchange(
+        self, rows: Shaped[Tensor, "m ..."], send: Sequence[int], receive: Sequence[int]
+    ) -> Tensor:
+        """Send the first `send[0]` rows to shard 0, and so on; rows received, in shard order."""
+        sent = self._out(rows)
+        out = sent.new_empty((sum(receive), *rows.shape[1:]))
+        self._all_to_all(out, sent, list(receive), list(send))
+        return out.to(rows.device)
+
+    def abort(self) -> None:
+        """Leave at once; shards that wait for this one get an error instead of waiting on."""
+        self._group.abort()
+
+    def _all_to_all(self, out: Tensor, sent: Tensor, receive: list[int], send: list[int]) -> None:
+        options = _c10d.AllToAllOptions()
+        self._wait(lambda: self._group.alltoall_base(out, sent, receive, send, options))
+
+    def _wait(self, start: Callable[[], Any]) -> None:
+        try:
+            start().wait()
+        except RuntimeError as error:
+            raise PeerLostError(f"shard {self.rank} of {self.size}: {error}") from error
+
+    def _out(self, x: Tensor) -> Tensor:
+        return x.detach().to(self._device).contiguous()
+
+
+class ShardedGraphView:
+    """`GraphView` of one shard; see the protocol for the meaning of the columns."""
+
+    def __init__(
+        self,
+        group: ShardGroup,
+        partition: Partition,
+        neighbor_ids: Int64[Tensor, "n k"],
+        similarity: Float[Tensor, "n k"],
+        distances: Float[Tensor, "n k"],
+    ) -> None:
+        self.group = group
+        self.partition = partition
+        self.num_nodes = partition.num_nodes
+        self.start, stop = partition.span(group.rank)
+        self.node_ids = torch.arange(self.start, stop, device=neighbor_ids.device)
+        self.neighbor_ids = neighbor_ids
+        self.similarity = similarity
+        self.distances = distances
+
+    def affinity(self, kind: AffinityKind, *, gamma: float = 1.0) -> ShardedAffinity:
+        """See `GraphView.affinity`; every edge is sent once to the owner of its other end."""
+        from .sharded_affinity import sharded_affinity  # it builds on this module
+
+        return sharded_affinity(self, kind, gamma=gamma)
+
+    def gather(self, x: Shaped[Tensor, "n ..."], ids: Int64[Tensor, " m"]) -> Tensor:
+        """See `GraphView.gather`. Three exchanges; a row crosses once however often it is asked."""
+        plan = plan_fetch(self.group, self.partition, ids)
+        return plan.route.restore(plan.fetch(x))
+
+    def scatter(
+        self, x: Shaped[Tensor, "m ..."], ids: Int64[Tensor, " m"], out: Tensor, reduce: Reduce
+    ) -> Tensor:
+        """See `GraphView.scatter`. Three exchanges.
+
+        Owners reduce in the order of (shard, position in `x`): where `x` goes by own rows, that is
+        the order of one process, and sums have its bits.
+        """
+        order = self.partition.owner(ids).argsort(stable=True)
+        send = self.partition.owner(ids).bincount(minlength=self.group.size).tolist()
+        receive = self.group.exchange_counts(send)
+        rows = self.group.exchange(ids[order], send, receive) - self.start
+        values = self.group.exchange(x[order], send, receive)
+        index = rows.reshape(-1, *[1] * (values.ndim - 1)).expand_as(values)
+        return out.scatter_reduce(0, index, values, reduce=reduce, include_self=True)
+
+    def all_sum(self, x: Tensor) -> Tensor:
+        """See `GraphView.all_sum`."""
+        return sum_over_shards(self.group, x)
+
+    def all_max(self, x: Tensor) -> Tensor:
+        """See `GraphView.all_max`."""
+        return torch.stack(self.group.all_gather(x)).amax(0)
+
+
+def sum_over_shards(group: ShardGroup, x: Tensor) -> Tensor:
+    """Sum in shard order, in float64 for floats, so that every shard has the same bits."""
+    parts = torch.stack(group.all_gather(x))
+    if not x.is_floating_point():
+        return parts.sum(0, dtype=None if x.dtype == torch.bool else x.dtype)
+    total = torch.zeros_like(x, dtype=torch.float64)
+    for part in parts:
+        total = total + part
+    return total.to(x.dtype)
+
+
+@dataclass(frozen=True)
+class FetchPlan:
+    """Which rows to send where and to expect from whom; good for any column, any number of times.
+
+    Attributes:
+        route: The ids that are wanted here.
+        wanted: Own rows that the other shards want, grouped by shard.
+        send: How many of them each shard wants.
+    """
+
+    group: ShardGroup
+    route: Route
+    wanted: Int64[Tensor, " s"]
+    send: list[int]
+
+    def fetch(self, x: Shaped[Tensor, "n ..."]) -> Tensor:
+        """Rows `route.node_ids` of the column whose own rows are `x`. One exchange."""
+        return self.group.exchange(x[self.wanted], self.send, self.route.counts)
+
+
+def plan_fetch(group: ShardGroup, partition: Partition, ids: Int64[Tensor, " m"]) -> FetchPlan:
+    """Tell the owners which rows are wanted here. Two exchanges."""
+    asked = route(partition, ids)
+    send = group.exchange_counts(asked.counts)
+    wanted = group.exchange(asked.node_ids, asked.counts, send)
+    return FetchPlan(group, asked, wanted - partition.bounds[group.rank], send)

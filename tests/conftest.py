@@ -1,0 +1,40 @@
+"""Fixtures of the whole suite."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+
+import pytest
+
+# Ray reads these when it is imported, so they are set before any test module is. A test run makes
+# clusters of its own with a token of its own; it never joins a cluster that happens to be there.
+os.environ["RAY_AUTH_MODE"] = "token"
+os.environ["RAY_AUTH_TOKEN"] = "0123456789abcdef" * 2
+os.environ.pop("RAY_ADDRESS", None)
+
+
+@pytest.fixture(scope="session")
+def ray_local() -> Iterator[str]:
+    """A local Ray of four logical CPUs in a folder of its own; yields its namespace."""
+    import ray
+
+    namespace = "labelmesh-tests"
+    # Ray puts sockets under this folder, and their paths must stay below 108 characters.
+    folder = tempfile.mkdtemp(prefix="lm-", dir="/tmp")
+    try:
+        ray.init(
+            address="local",
+            num_cpus=4,
+            namespace=namespace,
+            include_dashboard=False,
+            log_to_driver=False,
+            object_store_memory=256 * 2**20,
+            _temp_dir=folder,
+        )
+        yield namespace
+    finally:
+        ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
