@@ -73,11 +73,17 @@ def is_empty(uri: str) -> bool:
 
 def list_files(uri: str) -> list[str]:
     """Paths of all files below a folder, relative to it, sorted; empty if there is none."""
+    return sorted(file_sizes(uri))
+
+
+def file_sizes(uri: str) -> dict[str, int]:
+    """Bytes of every file below a folder, by path relative to it; empty if there is none."""
     fs, path = locate(uri)
     root = path.rstrip("/") + "/"
     # A listing that was cached before somebody else wrote there would be wrong.
     fs.invalidate_cache()
-    return sorted(found.removeprefix(root) for found in fs.find(path))
+    found = fs.find(path, detail=True)
+    return {name.removeprefix(root): entry["size"] for name, entry in found.items()}
 
 
 def read_columns(uri: str, columns: list[str] | None) -> pa.Table:

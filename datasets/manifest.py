@@ -6,6 +6,7 @@ Readers of inputs take `load_index`, which touches neither labels nor truth; the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +16,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from .files import join, list_files, read_bytes, read_columns
+from .files import join, file_sizes, read_bytes, read_columns
 from .schema import SPLIT_NAMES, UNLABELED, DatasetInfo
 from .shards import shard_contents
 
@@ -69,16 +70,21 @@ def load_index(uri: str) -> SampleIndex:
         ValueError: There is no data set at `uri`.
     """
     info = load_info(uri)
-    table = _columns(uri, ["key", "shard", "sha256", "offset", "size"])
+    table = _columns(uri, ["key", "shard", "sha256"], optional=["offset", "size"])
     shard = table["shard"].combine_chunks().dictionary_encode()
+    shards = tuple(shard.dictionary.to_pylist())
+    if "offset" in table.column_names and "size" in table.column_names:
+        offsets, sizes = table["offset"].to_numpy(), table["size"].to_numpy()
+    else:
+        offsets, sizes = _scan(uri, info, table, shards)
     return SampleIndex(
         uri=str(uri),
         info=info,
         keys=table["key"].combine_chunks(),
-        shards=tuple(shard.dictionary.to_pylist()),
+        shards=shards,
         shard_ids=shard.indices.to_numpy().astype(np.int64),
-        offsets=table["offset"].to_numpy(),
-        sizes=table["size"].to_numpy(),
+        offsets=offsets,
+        sizes=sizes,
         sha256=table["sha256"].combine_chunks(),
     )
 
@@ -134,8 +140,12 @@ def statistics(uri: str) -> dict[str, object]:
     }
 
 
-def check(uri: str) -> None:
-    """Compare the manifest with itself, with dataset.json and with the shards (headers only).
+def check(uri: str, *, deep: bool = True) -> None:
+    """Compare the manifest with itself, with dataset.json and with the shards.
+
+    Args:
+        deep: Read the shards' headers and compare every sample's name, place and size; otherwise
+            only see that no shard is missing, cut off or not listed (one listing, nothing is read).
 
     Raises:
         ValueError: No data set, two samples of one key, a label that is no class, rows out of
@@ -154,9 +164,9 @@ def check(uri: str) -> None:
             f"are 0..{info.num_classes - 1} and {UNLABELED} (unlabeled)"
         )
     folder = "shards" if info.kind == "image" else "features"
-    stray = {f"{folder}/{name}" for name in list_files(join(uri, folder))} - set(index.shards)
-    if stray:
-        raise ValueError(f"{uri}: {min(stray)} is not in the manifest; import the data set again")
+    _check_files(uri, index, folder)
+    if not deep:
+        return
     for shard_id, shard in enumerate(index.shards):
         rows = np.flatnonzero(index.shard_ids == shard_id)
         found = shard_contents(info.kind, join(uri, shard))
@@ -177,27 +187,64 @@ def _check_rows(uri: str, info: DatasetInfo, num_rows: int) -> None:
         raise ValueError(f"{uri}: the manifest has {counts} samples, dataset.json {info.counts}")
 
 
+def _check_files(uri: str, index: SampleIndex, folder: str) -> None:
+    present = {f"{folder}/{name}": size for name, size in file_sizes(join(uri, folder)).items()}
+    stray = set(present) - set(index.shards)
+    if stray:
+        raise ValueError(f"{uri}: {min(stray)} is not in the manifest; import the data set again")
+    ends = np.zeros(len(index.shards), np.int64)
+    np.maximum.at(ends, index.shard_ids, index.offsets + index.sizes)
+    for shard, end in zip(index.shards, ends.tolist()):
+        if shard not in present:
+            raise ValueError(f"{uri}: the manifest lists {shard}, but it is missing")
+        if index.info.kind == "image" and present[shard] < end:
+            raise ValueError(
+                f"{uri}: {shard} is cut off: it has {present[shard]} bytes, the manifest needs {end}"
+            )
+
+
 def _check_shard(
     uri: str, index: SampleIndex, rows: np.ndarray, found: dict[str, set[tuple[int, int]]]
 ) -> None:
-    for row in rows.tolist():
-        key, place = index.keys[row].as_py(), (int(index.offsets[row]), int(index.sizes[row]))
+    keys = index.keys.take(pa.array(rows)).to_pylist()
+    for key, *numbers in zip(keys, index.offsets[rows].tolist(), index.sizes[rows].tolist()):
+        place = (numbers[0], numbers[1])
         if place not in found.get(key, set()):
             raise ValueError(
                 f"{uri}: sample {key!r} should have {place[1]} bytes at {place[0]}, but the shard "
                 f"has (offset, bytes) {sorted(found.get(key, set())) or 'no such sample'}"
             )
     if len(found) != len(rows):
-        extra = sorted(set(found) - set(index.keys.take(pa.array(rows)).to_pylist()))
+        extra = sorted(set(found) - set(keys))
         raise ValueError(
             f"{uri}: holds {len(found)} samples, the manifest lists {len(rows)}; {extra[0]!r} is "
             "not listed"
         )
 
 
-def _columns(uri: str, names: list[str]) -> pa.Table:
+def _scan(
+    uri: str, info: DatasetInfo, table: pa.Table, shards: tuple[str, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Offsets and sizes from the shards' headers, for a manifest that somebody else wrote."""
+    contents = {shard: shard_contents(info.kind, join(uri, shard)) for shard in shards}
+    places = []
+    for key, shard in zip(table["key"].to_pylist(), table["shard"].to_pylist()):
+        found = contents[shard].get(key)
+        if not found:
+            raise ValueError(f"{uri}: sample {key!r} is not in {shard}, where the manifest has it")
+        # Of an image and its mask the image comes first.
+        places.append(min(found))
+    offsets, sizes = np.array(places, np.int64).reshape(-1, 2).T
+    return offsets, sizes
+
+
+def _columns(uri: str, names: list[str], optional: Sequence[str] = ()) -> pa.Table:
     try:
-        return read_columns(join(uri, "manifest.parquet"), names)
+        table = read_columns(join(uri, "manifest.parquet"), [*names, *optional])
+        missing = set(names) - set(table.column_names)
+        if missing:
+            raise ValueError(f"{uri}: manifest.parquet has no column {min(missing)!r}")
+        return table
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(
             f"{uri}: there is no data set (manifest.parquet is missing); make one with "

@@ -10,7 +10,7 @@ import zlib
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -37,6 +37,7 @@ class Fetched:
     broken: dict[int, str]
 
 
+@runtime_checkable
 class SampleSource(Protocol):
     """Fetches inputs by manifest row."""
 

@@ -13,8 +13,9 @@ from .seeds import generator
 def stratified_order(labels: Int64[Tensor, " n"], seed: int, stream: str) -> Int64[Tensor, " n"]:
     """A random order of which every prefix holds the classes (and -1) in equal proportion.
 
-    The i-th of the m members of a class stands at (i + u) / m of the way, u uniform per class: a
-    prefix has within two of its due number of each class, and a longer one contains a shorter one.
+    The i-th of the m members of a class stands at (i + u) / m of the way, u uniform per class. Of C
+    classes among n samples, a prefix has the due number of a class up to 1 + C m / n, and a longer
+    prefix contains a shorter one.
     """
     draw = generator(seed, stream)
     order = draw.permutation(len(labels))

@@ -10,7 +10,7 @@ import io
 import pickle
 import tarfile
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -27,13 +27,13 @@ def import_samples(
     source: str | None,
     dest: str,
     *,
-    labels: Literal["fine", "coarse"] = "fine",
+    labels: str = "fine",
     name: str | None = None,
 ) -> DatasetInfo:
     """Write an official archive (`cifar-10-python.tar.gz`) or its unpacked folder.
 
     Args:
-        labels: CIFAR-100's 100 fine classes or its 20 coarse ones.
+        labels: "fine" or "coarse": CIFAR-100's 100 classes or its 20.
 
     Raises:
         ValueError: Not such an archive, a batch is missing or damaged, or it holds something that

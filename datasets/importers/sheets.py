@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -26,7 +26,7 @@ def import_samples(
     source: str | None,
     dest: str,
     *,
-    val: Literal["train", "published"] = "train",
+    val: str = "train",
     name: str | None = None,
     classes: str | Sequence[str] | None = None,
 ) -> DatasetInfo:
