@@ -109,13 +109,13 @@ def train(
 
     with connect() as cluster, Progress(name or spec.name) as progress:
         run = cluster.train(
-            config, set=overrides, name=name, resume=resume, out=out, progress=progress
+            config, set=overrides, name=name, resume=resume, out=out, on_event=progress.update
         )
-    result = {"run": str(run.path), "metrics": dict(run.metrics)}
+    metrics = dict(run.metrics)
     if json:
-        print_json(result)
+        print_json({"run": run.uri, "metrics": metrics})
     else:
-        print_facts({**run.metrics, "run": run.path}, title=name or spec.name)
+        print_facts({**metrics, "run": run.uri}, title=name or spec.name)
 
 
 def label(
@@ -187,9 +187,10 @@ def report(
     json: Json = False,
 ) -> None:
     """Write the report of a run again, from the run's files."""
-    from ..trainers.report import write_report
+    from ..trainers.report import publish_report
+    from ..trainers.run_dir import RunDir
 
-    path = write_report(run)
+    path = publish_report(RunDir(run))
     print_json({"report": path}) if json else typer.echo(path)
     if open_:
         typer.launch(path)

@@ -26,9 +26,7 @@ def build_data_app() -> typer.Typer:
 def import_(
     format: Annotated[
         str,
-        typer.Argument(
-            metavar="FORMAT", help="digits, idx, sheets, cifar, folder, embeddings ..."
-        ),
+        typer.Argument(metavar="FORMAT", help="digits, idx, sheets, cifar, folder, embeddings ..."),
     ],
     paths: Annotated[
         list[str],
@@ -45,9 +43,7 @@ def import_(
     from ..trainers.config import parse_overrides
 
     if len(paths) > 2:
-        raise ValueError(
-            f"data import takes SOURCE and DEST, but {len(paths)} were given: {paths}"
-        )
+        raise ValueError(f"data import takes SOURCE and DEST, but {len(paths)} were given: {paths}")
     source = paths[0] if len(paths) == 2 else None
     _print(import_dataset(format, source, paths[-1], **parse_overrides(set_ or [])), json)
 

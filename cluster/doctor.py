@@ -104,9 +104,7 @@ def check_faiss() -> Check:
         # Asked before anything else: a GPU call without a GPU aborts the process.
         num_gpus = int(importlib.import_module("faiss").get_num_gpus())
     except Exception as error:  # as for torch
-        return Check(
-            "faiss", "fail", f"{present[0]}: {_first_line(error)}", "install faiss again"
-        )
+        return Check("faiss", "fail", f"{present[0]}: {_first_line(error)}", "install faiss again")
     return Check("faiss", "ok", f"{present[0]}, {num_gpus} GPUs")
 
 

@@ -135,9 +135,7 @@ def _by_solver(
     return np.where(reached, scores.argmax(axis=1), -1), scores.max(axis=1) / total
 
 
-def _by_paths(
-    graph: KnnGraph, labels: np.ndarray, sigma: float
-) -> tuple[np.ndarray, np.ndarray]:
+def _by_paths(graph: KnnGraph, labels: np.ndarray, sigma: float) -> tuple[np.ndarray, np.ndarray]:
     found = np.asarray(solvers.density_paths(graph, labels, sigma=sigma).labels)
     final = np.where(labels >= 0, labels, found)
     return found, (final[np.asarray(graph.ids)] == final[:, None]).mean(axis=1)

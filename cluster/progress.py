@@ -165,7 +165,7 @@ class Progress:
                 row[str(event.get("split"))] = event.get("accuracy")
 
     def _row(self, event: Event) -> dict[str, Any] | None:
-        """The row an event belongs to; the last round and the test score stand apart, at the end."""
+        """The row of an event; the last round and the test score stand apart, at the end."""
         if "epoch" not in event:
             return None
         done = int(event["epoch"]) + (0 if event.get("kind") == "eval" else 1)

@@ -79,7 +79,9 @@ def test_time_left_is_proportional_to_the_steps_left() -> None:
 
 def test_baseline_does_not_move_the_run_forward() -> None:
     progress, out = piped()
-    progress.update({"kind": "eval", "epoch": 0, "split": "test", "accuracy": 0.5, "baseline": True})
+    progress.update(
+        {"kind": "eval", "epoch": 0, "split": "test", "accuracy": 0.5, "baseline": True}
+    )
     progress.update(train(0, 7) | {"baseline": True})
     progress.update(start())
     assert out.getvalue().splitlines()[0] == "baseline  test accuracy 50.0 %"
