@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from jaxtyping import Float32, Float64, Int64
 from torch import Tensor
@@ -12,6 +12,7 @@ from .kernels.knn import Found, Metric, knn_blocked
 Backend = Literal["auto", "torch", "faiss"]
 
 
+@runtime_checkable
 class NeighborIndex(Protocol):
     """Prepared rows (see `kernels.rows.prepare_rows`) under their node ids."""
 
