@@ -7,8 +7,10 @@ here release the GIL instead, and ordinary threads call them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import TypeVar, cast
 
@@ -37,3 +39,47 @@ def for_each_range(call: Callable[[int, int], object], ranges: list[tuple[int, i
     with ThreadPoolExecutor(len(ranges)) as pool:
         for done in [pool.submit(call, *part) for part in ranges]:
             done.result()
+
+
+Task = Callable[[], object]
+
+
+@contextmanager
+def task_threads() -> Iterator[Callable[[Iterable[Task]], None]]:
+    """Yield `run(tasks)`, which works off tasks on as many threads as torch would use.
+
+    Meanwhile torch itself uses one thread per call.
+    """
+    num_threads = torch.get_num_threads()
+    with _one_torch_thread, ThreadPoolExecutor(num_threads) as pool:
+
+        def run(tasks: Iterable[Task]) -> None:
+            for done in [pool.submit(task) for task in tasks]:
+                done.result()
+
+        yield run
+
+
+class _OneTorchThread:
+    """Sets torch's thread count, which is global, to one while anybody is inside."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._before = 1
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._before = torch.get_num_threads()
+                torch.set_num_threads(1)
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                torch.set_num_threads(self._before)
+
+
+_one_torch_thread = _OneTorchThread()

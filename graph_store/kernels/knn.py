@@ -1,11 +1,10 @@
 """Exact k nearest neighbours of rows, blocked: GEMM filters, the canonical distance decides.
 
 Neighbours are ordered by (canonical distance, id); see `rows.canonical_distances`. Products of
-float32 rows only preselect k + pad candidates per query. With N the largest length of a row and u
-the unit round-off, a float32 value |x|^2/2 + |y|^2/2 - xy is within `guard` = 2 (D + 10) u N^2 of
-the true half squared distance. A query whose k-th canonical distance is not below the last
-preselected value by that guard is searched again, and then every row within the guard is ranked.
-So results equal a brute force over canonical distances, ids and order.
+float32 rows only preselect k + pad candidates per query; `scaling` says how far they can be off. A
+query whose k-th canonical distance is not below the last preselected value by that guard is
+searched again, and then every row within the guard is ranked. So results equal a brute force over
+canonical distances, ids and order, on any device and for any number of threads.
 
 Distances are returned in float64 (for "inner_product": minus the inner product). Merge them
 in float64, and round to float32 only what is stored.
@@ -19,6 +18,8 @@ import torch
 from jaxtyping import Float32, Float64, Int64
 from torch import Tensor
 
+from . import knn_cpu, knn_device
+from .knn_cpu import Search
 from .rows import (
     Metric,
     canonical_distances,
@@ -27,6 +28,7 @@ from .rows import (
     similarity_from_distance,
     tree_sum,
 )
+from .scaling import make_filter
 
 __all__ = [
     "Metric",
@@ -51,25 +53,21 @@ def knn_blocked(
     query_ids: Int64[Tensor, " m"] | None = None,
     bank_ids: Int64[Tensor, " n"] | None = None,
     metric: Metric = "euclidean",
-    query_block: int = 1024,
-    bank_block: int = 4096,
 ) -> Found:
-    ids = torch.arange(bank.shape[0], device=bank.device) if bank_ids is None else bank_ids
-    out_ids, out_distances = [], []
-    step = max(1, (1 << 24) // max(1, bank.shape[0] * bank.shape[1]))
-    for start in range(0, queries.shape[0], step):
-        d = canonical_distances(queries[start : start + step, None], bank[None], metric)
-        i = ids.expand(d.shape).clone()
-        if query_ids is not None:
-            own = query_ids[start : start + step, None] == i
-            d[own], i[own] = torch.inf, -1
-        i, d = merge_topk([i], [d], k)
-        out_ids.append(i)
-        out_distances.append(d)
-    if not out_ids:
-        empty = torch.empty(0, k, device=bank.device)
-        return empty.to(torch.int64), empty.to(torch.float64)
-    return torch.cat(out_ids), torch.cat(out_distances)
+    """The k nearest bank rows of every query, by (canonical distance, id).
+
+    Args:
+        queries, bank: Rows as `prepare_rows` makes them, on one device.
+        k: At least 1. Results are padded with -1/inf where the bank has fewer rows.
+        query_ids: Nodes that the queries are; the bank row of the same id is left out.
+        bank_ids: Ids of the bank rows, distinct and not negative; their numbers by default.
+        metric: "euclidean" ranks by distance (and so does "cosine", whose rows are unit rows).
+
+    Cost:
+        m n D multiplications and one comparison per product; memory of a copy of the rows.
+    """
+    task = _task(queries, bank, k, query_ids, bank_ids, metric)
+    return knn_cpu.search(task) if bank.device.type == "cpu" else knn_device.search(task)
 
 
 def knn_self_join(
@@ -79,8 +77,29 @@ def knn_self_join(
     *,
     metric: Metric = "euclidean",
 ) -> Found:
+    """`knn_blocked` of a bank in itself. On the CPU each pair of blocks is multiplied once."""
     own = torch.arange(rows.shape[0], device=rows.device) if ids is None else ids
-    return knn_blocked(rows, rows, k, query_ids=own, bank_ids=own, metric=metric)
+    task = _task(rows, rows, k, own, own, metric)
+    return knn_cpu.self_join(task) if rows.device.type == "cpu" else knn_device.search(task)
+
+
+def _task(
+    queries: Float32[Tensor, "m D"],
+    bank: Float32[Tensor, "n D"],
+    k: int,
+    query_ids: Int64[Tensor, " m"] | None,
+    bank_ids: Int64[Tensor, " n"] | None,
+    metric: Metric,
+) -> Search:
+    if k < 1:
+        raise ValueError(f"k must be at least 1, got {k}")
+    a = queries.detach().contiguous()
+    b = a if bank is queries else bank.detach().contiguous()
+    if query_ids is None:
+        query_ids = torch.full(a.shape[:1], -1, device=a.device)
+    if bank_ids is None:
+        bank_ids = torch.arange(b.shape[0], device=b.device)
+    return Search(a, b, query_ids, bank_ids, make_filter(a, b, metric), k)
 
 
 def merge_topk(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float, Float32, Float64, Shaped
 from torch import Tensor
@@ -39,7 +40,7 @@ def normalize_rows(x: Float[Tensor, "n D"]) -> Float32[Tensor, "n D"]:
         # Scaling by the largest entry first keeps squares of 1e200 or 1e-200 in range.
         largest = part.abs().amax(-1, keepdim=True) if x.shape[1] else part.sum(-1, keepdim=True)
         part = part / torch.where(largest > 0, largest, 1.0)
-        length = tree_sum(part.square())[:, None].sqrt()
+        length = exact_sqrt(tree_sum(part.square()))[:, None]
         rows[start : start + step] = part / torch.where(length > 0, length, 1.0)
     return rows
 
@@ -75,7 +76,12 @@ def canonical_distances(
     a, b = a_rows.to(torch.float64), b_rows.to(torch.float64)
     if metric == "inner_product":
         return -tree_sum(a * b)
-    return tree_sum((a - b).square()).sqrt()
+    return exact_sqrt(tree_sum((a - b).square()))
+
+
+def exact_sqrt(x: Float64[Tensor, "*s"]) -> Float64[Tensor, "*s"]:
+    """The correctly rounded square root; torch's own is now and then off by a bit on the CPU."""
+    return torch.from_numpy(np.asarray(np.sqrt(x.numpy()))) if x.device.type == "cpu" else x.sqrt()
 
 
 def similarity_from_distance(distances: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
