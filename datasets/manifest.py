@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from .files import join, file_sizes, read_bytes, read_columns
+from .files import file_sizes, join, read_bytes, read_columns
 from .schema import SPLIT_NAMES, UNLABELED, DatasetInfo
 from .shards import shard_contents
 
@@ -199,7 +199,7 @@ def _check_files(uri: str, index: SampleIndex, folder: str) -> None:
             raise ValueError(f"{uri}: the manifest lists {shard}, but it is missing")
         if index.info.kind == "image" and present[shard] < end:
             raise ValueError(
-                f"{uri}: {shard} is cut off: it has {present[shard]} bytes, the manifest needs {end}"
+                f"{uri}: {shard} is cut off: {present[shard]} bytes, the manifest needs {end}"
             )
 
 

@@ -44,7 +44,7 @@ class Reader:
         broken: Node id -> reason, of the nodes found unreadable so far.
 
     Raises:
-        ValueError: No data set at `uri`, rows that it does not have, or labels that do not match.
+        ValueError: No data set at `uri`, or rows that it does not have.
     """
 
     def __init__(
@@ -60,8 +60,6 @@ class Reader:
     ) -> None:
         self._index = load_index(uri)
         self._rows, self._labels = rows.numpy(), labels
-        if len(rows) != len(labels):
-            raise ValueError(f"{len(rows)} rows, but {len(labels)} labels: need one for each")
         wrong = (rows < 0) | (rows >= len(self._index))
         if wrong.any():
             raise ValueError(
@@ -107,9 +105,9 @@ class Reader:
         return NodeBatch(found, torch.from_numpy(values), self._labels[found])
 
     def stream(
-        self, batches: Iterable[Int64[Tensor, " b"]], *, prefetch: int = 2
+        self, batches: Iterable[Tensor], *, prefetch: int = 2
     ) -> Generator[NodeBatch, None, None]:
-        """Read batch after batch, up to `prefetch` ahead in a thread of its own.
+        """Read batch after batch of node ids, up to `prefetch` ahead in a thread of its own.
 
         Closing the iterator drops what was read ahead and ends the thread.
         """

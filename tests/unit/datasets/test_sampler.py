@@ -52,7 +52,7 @@ def test_every_node_comes_exactly_once_on_any_number_of_ranks(
         "groups": torch.arange(num_nodes) // 6 if has_groups else None,
     }
     if len(expected) < micro_batches:
-        with pytest.raises(ValueError, match="lower train.micro_batches"):
+        with pytest.raises(ValueError, match=r"lower train\.micro_batches"):
             plan_of(nodes, labels, **options)
         return
     plan = plan_of(nodes, labels, **options)
