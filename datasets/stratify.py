@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from .seeds import generator
@@ -23,6 +23,21 @@ def stratified_order(labels: Int64[Tensor, " n"], seed: int, stream: str) -> Int
     shift = draw.random(len(counts))
     place = (rank_in_class(classes) + shift[classes]) / counts[classes]
     return torch.from_numpy(order[np.argsort(place, kind="stable")])
+
+
+def draw_share(
+    labels: Int64[Tensor, " n"], share: float, seed: int, stream: str = "test"
+) -> Bool[Tensor, " n"]:
+    """True for a share of the samples, drawn from every class in proportion.
+
+    Raises:
+        ValueError: The share is not in [0, 1).
+    """
+    if not 0 <= share < 1:
+        raise ValueError(f"{stream}_share = {share}: must be in [0, 1)")
+    drawn = torch.zeros(len(labels), dtype=torch.bool)
+    drawn[stratified_order(labels, seed, stream)[: round(share * len(labels))]] = True
+    return drawn
 
 
 def rank_in_class(classes: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from ..schema import DatasetInfo, SplitName
-from ..stratify import stratified_order
+from ..stratify import draw_share
 from ..writer import DatasetWriter
 
 
@@ -23,10 +23,7 @@ def import_samples(
     """
     digits = load_digits()
     pixels = np.round(digits.images * 255 / 16).astype(np.uint8)
-    order = stratified_order(torch.from_numpy(digits.target).long(), seed, "test").numpy()
-    num_test = round(test_share * len(order))
-    is_test = np.zeros(len(order), bool)
-    is_test[order[:num_test]] = True
+    is_test = draw_share(torch.from_numpy(digits.target).long(), test_share, seed).tolist()
     writer = DatasetWriter(dest, name="digits", kind="image")
     for i, (image, target, test) in enumerate(zip(pixels, digits.target, is_test)):
         split: SplitName = "test" if test else "train"

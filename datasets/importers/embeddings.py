@@ -17,7 +17,7 @@ import torch
 from ..files import read_bytes, read_columns
 from ..schema import UNLABELED, DatasetInfo
 from ..sources import class_names, name_of, require_source
-from ..stratify import stratified_order
+from ..stratify import draw_share
 from ..writer import DatasetWriter
 
 
@@ -121,7 +121,6 @@ def _matrix(features: Any, source: str) -> np.ndarray:
 
 def _draw_test(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
     known = np.flatnonzero(labels != UNLABELED)
-    order = stratified_order(torch.from_numpy(labels[known]), seed, "test").numpy()
     is_test = np.zeros(len(labels), bool)
-    is_test[known[order[: round(share * len(known))]]] = True
+    is_test[known] = draw_share(torch.from_numpy(labels[known]), share, seed).numpy()
     return is_test

@@ -7,6 +7,7 @@ training sample, but for the share that is drawn for testing.
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from PIL import Image
 from ..files import join, list_files, read_bytes
 from ..schema import SPLIT_NAMES, UNLABELED, DatasetInfo, SplitName
 from ..sources import name_of, require_source
-from ..stratify import stratified_order
+from ..stratify import draw_share
 from ..writer import DatasetWriter
 
 _ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -26,7 +27,7 @@ def import_samples(
     source: str | None,
     dest: str,
     *,
-    size: tuple[int, int] | None = None,
+    size: Sequence[int] | None = None,
     channels: int = 3,
     test_share: float = 0.0,
     seed: int = 0,
@@ -49,6 +50,8 @@ def import_samples(
     source = require_source(source, "a folder with a folder of images per class")
     if channels not in (1, 3):
         raise ValueError(f"channels = {channels}: must be 1 (grey) or 3 (RGB)")
+    if size is not None and len(size) != 2:
+        raise ValueError(f"size = {size!r}: must be two numbers, height and width")
     files = _images(source)
     classes = sorted({folder for _, folder, _ in files} - {_UNLABELED_FOLDER})
     if not classes:
@@ -91,12 +94,12 @@ def _draw_test(
     splits: list[SplitName], truth: list[int], share: float, seed: int
 ) -> list[SplitName]:
     free = [i for i, (s, t) in enumerate(zip(splits, truth)) if s == "train" and t != UNLABELED]
-    order = stratified_order(torch.tensor([truth[i] for i in free]), seed, "test").tolist()
-    drawn = {free[i] for i in order[: round(share * len(free))]}
+    is_test = draw_share(torch.tensor([truth[i] for i in free]), share, seed).tolist()
+    drawn = {i for i, test in zip(free, is_test) if test}
     return ["test" if i in drawn else split for i, split in enumerate(splits)]
 
 
-def _load(content: bytes, size: tuple[int, int] | None, channels: int) -> np.ndarray:
+def _load(content: bytes, size: Sequence[int] | None, channels: int) -> np.ndarray:
     with Image.open(io.BytesIO(content)) as file:
         image = file.convert("L" if channels == 1 else "RGB")
     if size is not None:
