@@ -159,7 +159,7 @@ def rerank(
     for i in range(queries.shape[0]):
         for c in range(keys.shape[1]):
             if keys[i, c] == np.inf:
-                break
+                continue
             at = positions[i, c]
             rank(
                 out_distances[i],

@@ -61,7 +61,7 @@ def search(task: Search) -> Found:
     size = max(1, min(QUERY_BLOCK, -(-num_queries // torch.get_num_threads())))
     with task_threads() as run:
         run(partial(_offer_bank, task, lists, block) for block in _ranges(num_queries, size))
-        return _finish(task, lists, run)
+        return _rank(task, lists, lists.keys[:, -1], run)
 
 
 def self_join(task: Search) -> Found:
@@ -76,7 +76,18 @@ def self_join(task: Search) -> Found:
         # Pairs of a round share no block, so no two threads write to the same lists.
         for pairs in _tournament(len(blocks)):
             run(partial(_offer_both, task, lists, blocks[i], blocks[j]) for i, j in pairs)
-        return _finish(task, lists, run)
+        return _rank(task, lists, lists.keys[:, -1], run)
+
+
+def rank_candidates(task: Search, lists: Candidates, bounds: Float32[Tensor, " m"]) -> Found:
+    """`search` among candidates that something else has preselected.
+
+    Args:
+        lists: Keys may be in any order, and are inf where there is no candidate.
+        bounds: No key outside a query's list is below this; inf where the list has everything.
+    """
+    with task_threads() as run:
+        return _rank(task, lists, bounds, run)
 
 
 def _offer_bank(
@@ -115,14 +126,14 @@ def _offer_both(task: Search, lists: Candidates, rows: Range, cols: Range) -> No
     )
 
 
-def _finish(task: Search, lists: Candidates, run: Run) -> Found:
+def _rank(task: Search, lists: Candidates, bounds: Float32[Tensor, " m"], run: Run) -> Found:
     """Rank the candidates canonically; search again where the filter may have missed a row."""
     num_queries = task.queries.shape[0]
     ids = torch.full((num_queries, task.k), -1)
     distances = torch.full((num_queries, task.k), torch.inf, dtype=torch.float64)
     blocks = _ranges(num_queries, QUERY_BLOCK)
     run(partial(_rerank, task, lists, block, ids, distances) for block in blocks)
-    certain = task.filter.certain(distances[:, -1], lists.keys[:, -1])
+    certain = task.filter.certain(distances[:, -1], bounds)
     again = (~certain).nonzero()[:, 0]
     parts = torch.split(again, QUERY_BLOCK)
     run(partial(_search_again, task, part, ids, distances) for part in parts if part.numel())

@@ -51,39 +51,47 @@ class Filter:
 
     def true_keys(self, distances: Float64[Tensor, " m"]) -> Float64[Tensor, " m"]:
         scaled = distances * self.factor
-        keys: Tensor = scaled if self.is_product else scaled.square() / 2
-        return keys
+        return scaled if self.is_product else scaled.square().div(2)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Where rows are shifted and how they are scaled: row * scale - center."""
+
+    scale: float
+    center: Float32[Tensor, " D"] | None
+    is_product: bool
+
+    def apply(self, rows: Float32[Tensor, "n D"]) -> Scaled:
+        shifted = rows * self.scale
+        if self.center is not None:
+            shifted -= self.center
+        if self.is_product:
+            return Scaled(shifted, shifted.new_zeros(rows.shape[0]))
+        return Scaled(shifted, torch.linalg.vector_norm(shifted, dim=1).square().div(2))
+
+    def filter(self, queries: Scaled, bank: Scaled) -> Filter:
+        longest = max(_longest(queries.rows), _longest(bank.rows))
+        guard = 2 * (bank.rows.shape[1] + 16) * UNIT_ROUNDOFF * longest**2
+        factor = self.scale**2 if self.is_product else self.scale
+        return Filter(queries, bank, guard, factor, self.is_product)
+
+
+def choose_frame(bank: Float32[Tensor, "n D"], largest: float, metric: Metric) -> Frame:
+    """The frame in which the bank is centred and entries up to `largest` lie in [-1, 1]."""
+    is_product = metric == "inner_product"
+    scale = _power_of_two(largest)
+    has_center = bank.shape[0] > 0 and not is_product
+    return Frame(scale, (bank * scale).mean(0) if has_center else None, is_product)
 
 
 def make_filter(
     queries: Float32[Tensor, "m D"], bank: Float32[Tensor, "n D"], metric: Metric
 ) -> Filter:
     """Shift and scale both sides; pass the same tensor twice for a self-join."""
-    is_product = metric == "inner_product"
-    scale = _power_of_two(max(_largest(queries), _largest(bank)))
-    center = None
-    if not is_product and bank.shape[0]:
-        center = (bank * scale).mean(0)
-    scaled_bank = _scaled(bank, scale, center, is_product)
-    scaled_queries = scaled_bank if queries is bank else _scaled(queries, scale, center, is_product)
-    longest = max(_longest(scaled_queries.rows), _longest(scaled_bank.rows))
-    guard = 2 * (bank.shape[1] + 16) * UNIT_ROUNDOFF * longest**2
-    factor = scale * scale if is_product else scale
-    return Filter(scaled_queries, scaled_bank, guard, factor, is_product)
-
-
-def _scaled(
-    rows: Float32[Tensor, "n D"], scale: float, center: Tensor | None, is_product: bool
-) -> Scaled:
-    shifted = rows * scale
-    if center is not None:
-        shifted -= center
-    half = shifted.new_zeros(rows.shape[0]) if is_product else _squared_lengths(shifted) / 2
-    return Scaled(shifted, half)
-
-
-def _squared_lengths(rows: Float32[Tensor, "n D"]) -> Float32[Tensor, " n"]:
-    return torch.linalg.vector_norm(rows, dim=1).square()
+    frame = choose_frame(bank, max(largest_entry(queries), largest_entry(bank)), metric)
+    scaled = frame.apply(bank)
+    return frame.filter(scaled if queries is bank else frame.apply(queries), scaled)
 
 
 def _longest(rows: Float32[Tensor, "n D"]) -> float:
@@ -91,7 +99,8 @@ def _longest(rows: Float32[Tensor, "n D"]) -> float:
     return 1.001 * float(torch.linalg.vector_norm(rows, dim=1).max()) if rows.numel() else 0.0
 
 
-def _largest(rows: Float32[Tensor, "n D"]) -> float:
+def largest_entry(rows: Float32[Tensor, "n D"]) -> float:
+    """Largest absolute value, 0 of no rows."""
     return float(rows.abs().max()) if rows.numel() else 0.0
 
 
