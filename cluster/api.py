@@ -12,7 +12,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..trainers.config import ConfigError, RunSpec, load_config
+from ..trainers.config import (
+    ConfigError,
+    RunSpec,
+    absolute_uri,
+    load_config,
+    with_absolute_uris,
+)
 from ..trainers.launch import launch
 from ..trainers.predict import Predictor
 from ..trainers.report import write_report
@@ -95,7 +101,8 @@ class Cluster:
         if name is not None:
             spec = spec.model_copy(update={"name": name})
         uri = f"{(out or spec.output.uri).rstrip('/')}/{spec.name}"
-        run = RunDir(uri if "://" in uri else str(Path(uri).absolute()))
+        run = RunDir(absolute_uri(uri))
+        spec = with_absolute_uris(spec)
         if spec.train.engine == "deepspeed":
             self._start()
             import ray

@@ -56,8 +56,11 @@ class GraphStore(Protocol):
     methods validate before anything is written.
     """
 
-    spec: StoreSpec
-    num_shards: int
+    @property
+    def spec(self) -> StoreSpec: ...
+
+    @property
+    def num_shards(self) -> int: ...
 
     def put(self, node_ids: Tensor, features: Tensor, probs: Tensor | None = None) -> None:
         """Stage rows for the next round. Raises ValueError (ids named) on NaN/inf, wrong width,

@@ -100,7 +100,9 @@ class BatchSource:
             node_ids=nodes.node_ids.to(self.device),
             labels=nodes.labels.to(self.device),
             pseudo=None if pseudo is None else pseudo_to(pseudo, self.device),
-            neighborhood=None if neighborhood is None else neighborhood_to(neighborhood, self.device),
+            neighborhood=None
+            if neighborhood is None
+            else neighborhood_to(neighborhood, self.device),
             view=view,
             generator=generator,
             progress=progress,

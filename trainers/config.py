@@ -52,7 +52,6 @@ class DataSpec(_Section):
 class ModelSpec(_Section):
     backbone: str = "cnn_small"
     feature_dim: int = Field(128, ge=1)
-    weights: str | None = None
 
 
 class GraphSpec(_Section):
@@ -198,6 +197,24 @@ def load_config(config: str | Path, overrides: Mapping[str, Any] | None = None) 
     for key, value in (overrides or {}).items():
         _assign(raw, key, value)
     return parse_spec(raw, source=str(config))
+
+
+def absolute_uri(uri: str) -> str:
+    """Local paths made absolute: workers have working directories of their own."""
+    return uri if "://" in uri else str(Path(uri).expanduser().absolute())
+
+
+def with_absolute_uris(spec: RunSpec) -> RunSpec:
+    """The same run, its local paths independent of the working directory."""
+    data = {"uri": absolute_uri(spec.data.uri)}
+    if spec.data.split_file is not None:
+        data["split_file"] = absolute_uri(spec.data.split_file)
+    return spec.model_copy(
+        update={
+            "data": spec.data.model_copy(update=data),
+            "output": OutputSpec(uri=absolute_uri(spec.output.uri)),
+        }
+    )
 
 
 def parse_overrides(items: Sequence[str]) -> dict[str, Any]:

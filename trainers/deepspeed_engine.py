@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..graph_store.view import Hop, Neighborhood
 from .config import TrainSpec
-from .engine import make_optimizer, set_learning_rate, uses_bf16
+from .engine import Comm, make_optimizer, set_learning_rate, uses_bf16
 from .method import ModelOutput, Network
 
 
@@ -63,7 +63,7 @@ class DeepSpeedEngine:
 
         self.network = network
         self.device = device
-        self.comm = ProcessGroupComm(device)
+        self.comm: Comm = ProcessGroupComm(device)
         bf16 = uses_bf16(train, device)
         self._dtype = torch.bfloat16 if bf16 else torch.float32
         network.to(device)
@@ -92,7 +92,10 @@ class DeepSpeedEngine:
             return nullcontext()
         import deepspeed
 
-        return deepspeed.zero.GatheredParameters(list(self.network.parameters()))
+        gathered: AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(
+            list(self.network.parameters())
+        )
+        return gathered
 
     def save(self, folder: Path) -> None:
         self._engine.save_checkpoint(str(folder), tag="engine", save_latest=False)

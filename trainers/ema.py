@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +39,10 @@ def average(averages: Mapping[str, Tensor], values: Mapping[str, Tensor], decay:
             mean.copy_(value)
 
 
-class Ema:
+NetworkType = TypeVar("NetworkType", bound=nn.Module)
+
+
+class Ema(Generic[NetworkType]):
     """The average of a network over its training steps.
 
     Attributes:
@@ -47,7 +50,7 @@ class Ema:
         num_updates: Steps averaged so far.
     """
 
-    def __init__(self, network: nn.Module, decay: float) -> None:
+    def __init__(self, network: NetworkType, decay: float) -> None:
         """Start from the network's present values.
 
         Raises:
@@ -57,7 +60,7 @@ class Ema:
             raise ValueError(f"decay = {decay}: must be in [0, 1); 0.99 suits short runs")
         self.decay = decay
         self.num_updates = 0
-        self.network = copy.deepcopy(network).eval().requires_grad_(False)
+        self.network: NetworkType = copy.deepcopy(network).eval().requires_grad_(False)
 
     def update(self, network: nn.Module) -> None:
         """Take one step's values in; call it after the optimiser's step."""

@@ -107,7 +107,7 @@ class Evaluator:
     def pseudo_labels(self, store: GraphStore, round: int) -> LabelScore:
         """Accuracy over the unlabeled nodes that round `round` gave a label."""
         judged, right = 0, 0
-        for ids in torch.arange(len(self._node_rows)).split(65_536):
+        for ids in torch.split(torch.arange(len(self._node_rows)), 65_536):
             pseudo = store.pseudo_labels(ids, round=round)
             truth = self._truth_of_nodes()[ids]
             counts = (pseudo.weight > 0) & (self._node_labels[ids] == UNLABELED) & (truth >= 0)

@@ -134,9 +134,7 @@ def _node_labels(training: Training, round: int) -> NodeLabels:
     return NodeLabels(label, confidence, source)
 
 
-def _write_labels(
-    training: Training, labels: NodeLabels, keys: pa.Array, round: int
-) -> None:
+def _write_labels(training: Training, labels: NodeLabels, keys: pa.Array, round: int) -> None:
     rounds = np.where(labels.source.numpy() == _GRAPH, round, -1)
     table = pa.table(
         {
@@ -206,7 +204,7 @@ def _write_report_data(
 @torch.no_grad()
 def _features(training: Training, points: Tensor) -> Any:
     source, parts = training.source, []
-    for ids in points.split(training.spec.train.extract_batch_size):
+    for ids in torch.split(points, training.spec.train.extract_batch_size):
         inputs = source.reader.read(ids).inputs.to(source.device)
         view = source.views["plain"](inputs, torch.Generator())
         parts.append(training.ema.network.features(view).float().cpu())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import threading
@@ -12,7 +13,6 @@ import torch
 
 from ..datasets.manifest import load_info
 from ..datasets.splits import Split
-from ..graph_store.facade import GraphStore as StoreFactory
 from ..graph_store.local_store import LocalStore
 from ..graph_store.store import GraphStore, StoreSpec
 from . import checkpoint
@@ -63,49 +63,69 @@ def local_device() -> torch.device:
 def _open_store(
     spec: RunSpec, run: RunDir, split: Split, checkpoint_name: str | None
 ) -> GraphStore | None:
+    """An empty store with the given labels, or the checkpoint's; None where no graph is used."""
     if not spec.method.uses_graph:
         return None
-    num_classes = len(load_info(spec.data.uri).classes)
-    graph = spec.graph
     saved = None if checkpoint_name is None else checkpoint.store_uri(run, checkpoint_name)
-    store: GraphStore
-    if spec.train.engine == "local":
-        if saved is not None:
-            return LocalStore.restore(saved)
-        device = str(local_device()) if graph.device == "auto" else graph.device
-        store = LocalStore(
-            StoreSpec(
-                num_nodes=len(split.rows),
-                dim=spec.model.feature_dim,
-                num_classes=num_classes,
-                k=graph.k,
-                metric=graph.metric,
-                dtype=graph.dtype,
-                backend=graph.backend,
-                device=device,
-            )
-        )
-    else:
-        options = {
-            "num_shards": graph.num_shards,
-            "cpus_per_shard": spec.resources.cpus_per_shard,
-            "gpus_per_shard": spec.resources.gpus_per_shard,
-        }
-        if saved is not None:
-            return StoreFactory.restore(saved, **options)
-        store = StoreFactory.create(
-            num_nodes=len(split.rows),
+    make = _local_store if spec.train.engine == "local" else _ray_store
+    num_nodes, num_classes = len(split.rows), load_info(spec.data.uri).num_classes
+    store = make(spec, run, num_nodes, num_classes, saved)
+    if saved is None:
+        store.put_labels(torch.arange(num_nodes), split.labels)
+    return store
+
+
+def _local_store(
+    spec: RunSpec, run: RunDir, num_nodes: int, num_classes: int, saved: str | None
+) -> GraphStore:
+    if saved is not None:
+        return LocalStore.restore(saved)
+    graph = spec.graph
+    return LocalStore(
+        StoreSpec(
+            num_nodes=num_nodes,
             dim=spec.model.feature_dim,
             num_classes=num_classes,
             k=graph.k,
             metric=graph.metric,
             dtype=graph.dtype,
             backend=graph.backend,
-            device=graph.device,
-            **options,
+            device=str(local_device()) if graph.device == "auto" else graph.device,
         )
-    store.put_labels(torch.arange(len(split.rows)), split.labels)
-    return store
+    )
+
+
+def _ray_store(
+    spec: RunSpec, run: RunDir, num_nodes: int, num_classes: int, saved: str | None
+) -> GraphStore:
+    from ..graph_store.facade import GraphStore as StoreFactory
+
+    graph, resources = spec.graph, spec.resources
+    # Named after the run's directory, so that runs beside each other on a cluster keep apart.
+    name = f"store-{hashlib.blake2b(run.uri.encode(), digest_size=6).hexdigest()}"
+    if saved is not None:
+        return StoreFactory.restore(
+            saved,
+            num_shards=graph.num_shards,
+            device=graph.device,
+            name=name,
+            cpus_per_shard=resources.cpus_per_shard,
+            gpus_per_shard=resources.gpus_per_shard,
+        )
+    return StoreFactory.create(
+        num_nodes=num_nodes,
+        dim=spec.model.feature_dim,
+        num_classes=num_classes,
+        k=graph.k,
+        metric=graph.metric,
+        num_shards=graph.num_shards,
+        device=graph.device,
+        dtype=graph.dtype,
+        backend=graph.backend,
+        name=name,
+        cpus_per_shard=resources.cpus_per_shard,
+        gpus_per_shard=resources.gpus_per_shard,
+    )
 
 
 def _run_on_ray(job: Job, on_event: OnEvent) -> None:

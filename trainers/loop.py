@@ -47,7 +47,7 @@ class Training:
     labels: Int64[Tensor, " N"]
     groups: Int64[Tensor, " N"] | None
     engine: Engine
-    ema: Ema
+    ema: Ema[Network]
     source: BatchSource
     evaluator: Evaluator
     run: RunDir
@@ -172,10 +172,10 @@ def run_phase(
         if position == 0:
             statistics.before_step()
         loss = training.method.loss(engine, batch)
-        statistics.after_micro_batch(position)
         last = position + 1 == len(mine)
         rate = learning_rate(spec.train, epoch=at(step), step=training.step)
         engine.micro_step(loss.total, lr=rate, last=last)
+        statistics.after_micro_batch(position)
         meter.add(loss.total, loss.parts)
         if not last:
             continue

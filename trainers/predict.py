@@ -67,7 +67,7 @@ class Predictor:
                 hops=self._hops,
                 k=self.spec.graph.k,
             )
-            for part in tensor.split(batch_size)
+            for part in torch.split(tensor, batch_size)
         ]
         probs: Float[Tensor, "m C"] = (
             torch.cat(parts) if parts else torch.empty(0, len(self.classes))

@@ -98,7 +98,7 @@ class RunDir:
         self.write_text(name, old + line)
 
     def keep_lines(self, name: str, keep: Callable[[dict[str, Any]], bool]) -> None:
-        """Drop the lines that `keep` refuses (what an interrupted run wrote after its checkpoint)."""
+        """Drop the lines that `keep` refuses."""
         lines = [r for r in self.read_lines(name) if keep(r)]
         if self.exists(name):
             self.write_text(name, "".join(json.dumps(r) + "\n" for r in lines))

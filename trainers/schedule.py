@@ -10,9 +10,9 @@ from .config import TrainSpec
 def learning_rate(train: TrainSpec, *, epoch: float, step: int) -> float:
     """Learning rate at `epoch` (a real number: 2.5 = half-way through the third epoch).
 
-    "cosine": lr/2 (1 + cos(pi epoch / cosine_end)), cosine_end = epochs unless given; an end beyond
-    the last epoch leaves a rate above 0 there (CycleCluster). "step": times `step_factor` at each of
-    `step_epochs`. The first `lr_warmup_steps` optimiser steps rise linearly.
+    "cosine": lr/2 (1 + cos(pi epoch / cosine_end)), cosine_end = epochs unless given; an end
+    beyond the last epoch leaves a rate above 0 there (CycleCluster). "step": times `step_factor`
+    at each of `step_epochs`. The first `lr_warmup_steps` optimiser steps rise linearly.
     """
     lr = train.lr
     if train.schedule == "cosine":

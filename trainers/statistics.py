@@ -28,7 +28,8 @@ class StepStatistics:
 
     @torch.no_grad()
     def after_micro_batch(self, index: int) -> None:
-        """Call after the forward pass of micro-batch `index` (0-based, of this rank)."""
+        """Call after the backward pass of micro-batch `index` (0-based, of this rank): batch norm's
+        buffers belong to the recorded graph until then."""
         if self._count == 1:
             return
         if index == 0:
@@ -52,5 +53,5 @@ def average_over_ranks(network: nn.Module, comm: Comm) -> None:
         return
     flat = torch.cat([b.detach().float().flatten() for b in buffers])
     mean = comm.all_sum(flat) / comm.world_size
-    for buffer, part in zip(buffers, mean.split([b.numel() for b in buffers])):
+    for buffer, part in zip(buffers, torch.split(mean, [b.numel() for b in buffers])):
         buffer.copy_(part.view_as(buffer))

@@ -82,12 +82,14 @@ def make_views(data: DataSpec, shape: tuple[int, ...]) -> Views:
     }
 
 
-def build_network(spec: RunSpec, method: Method, info_shape: tuple[int, ...], classes: int) -> Network:
+def build_network(
+    spec: RunSpec, method: Method, shape: tuple[int, ...], num_classes: int
+) -> Network:
     """The untrained network of a run, a function of its seed alone; leaves the global RNG alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(spec.seed, "init"))
-        backbone = build_backbone(spec.model.backbone, info_shape, spec.model.feature_dim)
-        return method.build(backbone, spec.model.feature_dim, classes)
+        backbone = build_backbone(spec.model.backbone, shape, spec.model.feature_dim)
+        return method.build(backbone, spec.model.feature_dim, num_classes)
 
 
 def _training(

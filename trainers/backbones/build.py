@@ -20,9 +20,7 @@ _VECTOR_BACKBONES: dict[str, Callable[[Any, int], nn.Module]] = {"mlp": Mlp}
 _SMALLEST_SIDE = 8
 
 
-def build_backbone(
-    name: str, in_shape: tuple[int, int, int] | tuple[int], feature_dim: int
-) -> nn.Module:
+def build_backbone(name: str, in_shape: tuple[int, ...], feature_dim: int) -> nn.Module:
     """A freshly initialised backbone, drawn from the global RNG that the caller has seeded.
 
     Args:

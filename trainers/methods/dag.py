@@ -23,15 +23,15 @@ from jaxtyping import Bool, Int64
 from pydantic import Field
 from torch import Tensor, nn
 
-from ...graph_store.solvers import density_paths
+from ...graph_store.solvers import DensityPaths, density_paths
 from ...graph_store.view import GraphView, Neighborhood, NodeState, PseudoLabels
 from ..labeling import normalize_rows_to_one, onehot, targets_and_weight
 from ..layers.neighbor_attention import NeighborClassifier, join_neighborhoods
 from ..losses import entropy_and_balance, mix, mixup_pairs, soft_cross_entropy
 from ..method import Batch, Loss, Method, Network, NetworkCall, Phase
 
-LABELED, BELOW, ABOVE, BANK = 0, 1, 2, 3
-"""Where a node's label came from: given, LP-L, LP-LU, the label bank."""
+LABELED, BELOW, ABOVE, BANK, JOINED = 0, 1, 2, 3, 4
+"""Where a node's label came from: given, LP-L, LP-LU, the label bank, a path that is joined."""
 
 
 class DAG(Method):
@@ -39,8 +39,10 @@ class DAG(Method):
 
     hops: int = Field(1, ge=0, le=3, description="depth of the aggregated neighbourhood")
     use_density: bool = Field(True, description="add the neighbours' density to the attention")
-    paths: Literal["none", "l", "lu"] = Field(
-        "lu", description="labels from labeled nodes below only (l), or also above (lu)"
+    paths: Literal["none", "l", "lu", "join"] = Field(
+        "lu",
+        description="labels from labeled nodes below only (l), also from above (lu), or also from "
+        "where the path joins another one's (join)",
     )
     sigma: float = Field(1.0, ge=0, le=2, description="longest step of a path (unit features)")
     regularizer: float = Field(
@@ -76,29 +78,35 @@ class DAG(Method):
     def refresh(self, graph: GraphView, state: NodeState) -> PseudoLabels:
         """DPLP (algorithm 1); nodes that no path reaches keep their row of the label bank.
 
-        `extra` holds "source" (0 labeled, 1 LP-L, 2 LP-LU, 3 bank), "parent" and "path_length".
+        `extra` holds "source" (0 labeled, 1 LP-L, 2 LP-LU, 3 bank, 4 joined), "parent" and
+        "path_length".
         """
         paths = density_paths(graph, state.labels, sigma=self.sigma, density=state.density)
-        source = self._source(paths.source)
+        given, source = self._path_labels(graph, paths)
         bank = normalize_rows_to_one(state.probs ** (1 / self.bank_temperature))
-        labels = torch.where(source == BANK, -1, paths.labels)
+        labels = torch.where(source == BANK, -1, given)
         probs = torch.where((labels >= 0)[:, None], onehot(labels, bank.shape[1]).to(bank), bank)
         weight = torch.where(source == BANK, self.bank_weight, 1.0).to(probs.dtype)
         if self.pseudo_weight == "agreement":
             believed = state.probs.gather(1, labels.clamp(min=0)[:, None])[:, 0].clamp(0, 1)
-            on_path = (source == BELOW) | (source == ABOVE)
+            on_path = (source != LABELED) & (source != BANK)
             weight = torch.where(on_path, believed.to(weight), weight)
         usable = state.present & (probs.sum(dim=1) > 0)
         extra = {"source": source, "parent": paths.parent, "path_length": paths.path_length}
         return PseudoLabels(probs, torch.where(usable, weight, 0.0), extra)
 
-    def _source(self, source: Tensor) -> Tensor:
-        """The ablations' variants forget what they do not use."""
+    def _path_labels(self, graph: GraphView, paths: DensityPaths) -> tuple[Tensor, Tensor]:
+        """Labels and their sources; the ablations' variants forget what they do not use."""
+        labels, source = paths.labels, paths.source
         if self.paths == "none":
-            return torch.where(source == LABELED, LABELED, BANK)
+            return labels, torch.where(source == LABELED, LABELED, BANK)
         if self.paths == "l":
-            return torch.where(source == ABOVE, BANK, source)
-        return source
+            return labels, torch.where(source == ABOVE, BANK, source)
+        if self.paths == "join":
+            joined = labels_where_paths_join(graph, paths.parent, labels)
+            source = torch.where((labels < 0) & (joined >= 0), JOINED, source)
+            labels = joined
+        return labels, source
 
     def loss(self, net: NetworkCall, batch: Batch) -> Loss:
         """`CE(h(DNA(f(x))), B) + lambda R` (eqs. 1-2), with mixup.
@@ -136,6 +144,22 @@ class DAG(Method):
         weak = rows & labeled
         order = torch.cat([weak.nonzero()[:, 0], strong.nonzero()[:, 0]]).argsort()
         return torch.cat([batch.view("weak", weak), batch.view("strong", strong)])[order]
+
+
+def labels_where_paths_join(
+    graph: GraphView, parent: Int64[Tensor, " n"], labels: Int64[Tensor, " n"]
+) -> Int64[Tensor, " n"]:
+    """Label of the first labeled node on each node's path, itself included; -1 where none is.
+
+    Pointer jumping: after t rounds `ahead` is the 2^t-th node up the path, or the first labeled
+    one, or the path's end, where it stays. Collective.
+    """
+    ahead = torch.where((labels >= 0) | (parent < 0), graph.node_ids, parent)
+    while True:
+        further = graph.gather(ahead, ahead)
+        if int(graph.all_sum((further != ahead).sum())) == 0:
+            return graph.gather(labels, ahead)
+        ahead = further
 
 
 def _joined(neighborhood: Neighborhood | None, partner: Int64[Tensor, " b"]) -> Neighborhood | None:

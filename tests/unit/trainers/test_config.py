@@ -38,22 +38,22 @@ def test_unknown_key_names_the_nearest() -> None:
 
 
 def test_unknown_section_is_refused() -> None:
-    with pytest.raises(ConfigError, match="unknown key 'grap"):
+    with pytest.raises(ConfigError, match=r"unknown key 'grap"):
         parse_spec({**BASE, "grap": {"k": 3}})
 
 
 def test_unknown_method_hyperparameter_is_refused() -> None:
-    with pytest.raises(ConfigError, match="unknown key 'method.sigmaa'; did you mean"):
+    with pytest.raises(ConfigError, match=r"unknown key 'method.sigmaa'; did you mean"):
         parse_spec(changed("method", name="dag", sigmaa=1.0))
 
 
 def test_unknown_method_lists_the_known() -> None:
-    with pytest.raises(ConfigError, match="'dagg': no such method.*'dag'"):
+    with pytest.raises(ConfigError, match=r"'dagg': no such method.*'dag'"):
         parse_spec(changed("method", name="dagg"))
 
 
 def test_wrong_type_names_key_and_value() -> None:
-    with pytest.raises(ConfigError, match="train.epochs = 'many': "):
+    with pytest.raises(ConfigError, match=r"train.epochs = 'many': "):
         parse_spec(changed("train", epochs="many"))
 
 
@@ -63,12 +63,12 @@ def test_missing_required_key_is_named() -> None:
 
 
 def test_workers_must_divide_micro_batches() -> None:
-    with pytest.raises(ConfigError, match="num_workers = 3 does not divide .* = 2"):
+    with pytest.raises(ConfigError, match=r"num_workers = 3 does not divide .* = 2"):
         parse_spec(changed("train", num_workers=3))
 
 
 def test_batch_must_divide_into_micro_batches() -> None:
-    with pytest.raises(ConfigError, match="batch_size = 129 is no multiple"):
+    with pytest.raises(ConfigError, match=r"batch_size = 129 is no multiple"):
         parse_spec(changed("train", batch_size=129))
 
 
@@ -78,7 +78,7 @@ def test_overrides_are_toml_values_or_strings() -> None:
 
 
 def test_override_without_value_is_refused() -> None:
-    with pytest.raises(ConfigError, match="expected key=value"):
+    with pytest.raises(ConfigError, match=r"expected key=value"):
         parse_overrides(["graph.k"])
 
 
@@ -95,12 +95,12 @@ def test_file_and_overrides_make_a_spec(tmp_path: Path) -> None:
 
 
 def test_missing_file_suggests_a_shipped_name() -> None:
-    with pytest.raises(ConfigError, match="did you mean 'dag-digits'"):
+    with pytest.raises(ConfigError, match=r"did you mean 'dag-digits'"):
         load_config("dag-digit")
 
 
 def test_broken_toml_is_one_sentence(tmp_path: Path) -> None:
     path = tmp_path / "c.toml"
     path.write_text("name = ")
-    with pytest.raises(ConfigError, match="not valid TOML"):
+    with pytest.raises(ConfigError, match=r"not valid TOML"):
         load_config(path)
