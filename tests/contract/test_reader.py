@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from labelmesh.datasets.files import join, locate, read_bytes, write_atomic
-from labelmesh.datasets.manifest import check, load_index
+from labelmesh.datasets.files import join, list_files, locate, read_bytes, write_atomic
+from labelmesh.datasets.importing import import_dataset
+from labelmesh.datasets.manifest import check, load_index, load_labels
 from labelmesh.datasets.reader import Reader
-from labelmesh.datasets.sampler import Plan, make_plan
-from labelmesh.datasets.writer import DatasetWriter
+from labelmesh.datasets.sampler import make_plan
+from labelmesh.datasets.samples import decode_image
+from labelmesh.datasets.splits import write_split
+from labelmesh.datasets.truth import load_truth
+from labelmesh.datasets.writer import DatasetWriter, encode_png
 
 NUM_NODES = 40
 SHAPES = {"image": (3, 6, 5), "embedding": (7,)}
@@ -83,20 +88,6 @@ def reader_of(uri: str, **options: object) -> Reader:
     labels = torch.full((NUM_NODES,), -1)
     labels[::5] = torch.arange(8) % 3
     return Reader(uri, torch.arange(NUM_NODES), labels, **options)  # type: ignore[arg-type]
-
-
-def plan_for(reader: Reader, micro_batches: int = 4, **options: object) -> Plan:
-    labels = reader.read(torch.arange(len(reader))).labels
-    sizes = {"batch_size": 3 * micro_batches, "labeled_per_batch": micro_batches}
-    return make_plan(
-        "mixed",
-        labels,
-        **sizes,
-        micro_batches=micro_batches,
-        seed=0,
-        epoch=0,
-        **options,  # type: ignore[arg-type]
-    )
 
 
 CACHES = {"everything": 1 << 20, "five": 5 * 90, "nothing": 0}
@@ -226,6 +217,59 @@ def test_broken_images_are_named_and_left_out(
         reader_of(uri, max_broken_share=0.001).read(torch.arange(NUM_NODES))
 
 
+def test_broken_embeddings_are_named_and_left_out(base_uri: str) -> None:
+    uri = f"{base_uri}/broken-embeddings"
+    values = values_of("embedding")
+    values[5, 2] = np.nan
+    writer = DatasetWriter(uri, name="tiny", kind="embedding")
+    for i, value in enumerate(values):
+        writer.add("train" if i < 30 else "test", f"row-{i:03d}", value, truth=i % 3)
+    writer.finish(["a", "b", "c"])
+    damage(uri, 35, "gone")
+    reader = reader_of(uri, max_broken_share=0.5)
+    batch = reader.read(torch.arange(NUM_NODES))
+    assert batch.node_ids.tolist() == [i for i in range(30) if i != 5]
+    np.testing.assert_array_equal(batch.inputs.numpy(), np.delete(values[:30], 5, axis=0))
+    assert reader.broken[5] == "sample 'row-005' has NaN or infinite features"
+    assert "features/test-000000.parquet cannot be read" in reader.broken[35]
+
+
+def test_import_and_split_work_at_every_kind_of_uri(base_uri: str, tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", X=values_of("embedding"), y=np.arange(NUM_NODES) % 4)
+    uri = f"{base_uri}/imported"
+    import_dataset("embeddings", f"{tmp_path}/a.npz", uri, test_share=0.1)
+    with pytest.raises(ValueError, match="is not empty"):
+        import_dataset("embeddings", f"{tmp_path}/a.npz", uri)
+    assert write_split(uri, labels_per_class=1) == {"labeled": 4, "unlabeled": 32}
+    check(uri)
+    labels = load_labels(uri)
+    assert labels[labels >= 0].sort().values.tolist() == [0, 1, 2, 3]
+    truth = load_truth(uri, torch.arange(NUM_NODES))
+    assert truth.bincount().tolist() == [10] * 4
+
+
+def test_failed_import_leaves_nothing(base_uri: str, tmp_path: Path) -> None:
+    for name in ("a/1.png", "b/2.png"):
+        (tmp_path / name).parent.mkdir()
+        height = 4 if name[0] == "a" else 5
+        (tmp_path / name).write_bytes(encode_png(np.zeros((3, height, 4), np.uint8)))
+    uri = f"{base_uri}/failed"
+    with pytest.raises(ValueError, match="all samples must be alike"):
+        import_dataset("folder", str(tmp_path), uri)
+    assert list_files(uri) == []
+    import_dataset("folder", str(tmp_path), uri, size=(4, 4))
+
+
+def test_large_images_are_decoded_in_threads_in_order(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (6, 3, 150, 150), dtype=np.uint8)
+    writer = DatasetWriter(str(tmp_path), name="large", kind="image")
+    for i, image in enumerate(images):
+        writer.add("train", f"train-{i}", image, truth=None)
+    writer.finish(["a"])
+    reader = Reader(str(tmp_path), torch.arange(6), torch.full((6,), -1), num_threads=3)
+    np.testing.assert_array_equal(reader.read(torch.arange(6)).inputs.numpy(), images)
+
+
 def test_other_bytes_than_the_manifests_are_found_if_asked_for(local_images: str) -> None:
     index = load_index(local_images)
     uri = join(local_images, index.shards[0])
@@ -243,10 +287,7 @@ def test_other_bytes_than_the_manifests_are_found_if_asked_for(local_images: str
         write_atomic(uri, content)
 
 
-def test_image_of_another_shape_or_mode_is_broken(tmp_path: object) -> None:
-    from labelmesh.datasets.samples import decode_image
-    from labelmesh.datasets.writer import encode_png
-
+def test_image_of_another_shape_or_mode_is_broken() -> None:
     image = values_of("image")[0]
     np.testing.assert_array_equal(decode_image(encode_png(image), (3, 6, 5)), image)
     with pytest.raises(ValueError, match=r"has shape \(3, 6, 5\), expected \(3, 5, 5\)"):
