@@ -75,14 +75,23 @@ def _shipped_help() -> str:
     return "Shipped configurations:\n\n" + "\n\n".join(lines)
 
 
-def _options(
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
-) -> None:
-    if version:
+def _print_version(asked: bool) -> None:
+    if asked:
         from .. import __version__
 
         typer.echo(__version__)
         raise typer.Exit
+
+
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    pass
 
 
 def train(

@@ -57,9 +57,7 @@ def split(
     """Keep a few labels per class and hide the others; the truth stays for evaluation."""
     from ..datasets.splits import write_split
 
-    write_split(dest, labels_per_class=labels_per_class, seed=seed)
-    result = {"dest": dest, "labels_per_class": labels_per_class, "seed": seed}
-    print_json(result) if json else print_facts(result)
+    _print(write_split(dest, labels_per_class=labels_per_class, seed=seed), json)
 
 
 def info(dest: Dest, json: Json = False) -> None:

@@ -75,7 +75,7 @@ def _array(content: bytes, uri: str) -> np.ndarray:
             raise ValueError(f"{uri}: which of {loaded.files} are the inputs? name it 'images'")
         loaded = loaded[names[0] if names else loaded.files[0]]
     if loaded.ndim == 2 and loaded.dtype.kind == "f":
-        return loaded.astype(np.float32)
+        return np.asarray(loaded, np.float32)
     if loaded.ndim == 3:
         loaded = loaded[:, None]
     elif loaded.ndim == 4 and loaded.shape[-1] in (1, 3) and loaded.shape[1] not in (1, 3):

@@ -11,19 +11,23 @@ import io
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast
 
 import fsspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 
 from ..graph_store import solvers
+from ..graph_store.affinity import Affinity
+from ..graph_store.kernels.knn import Metric
 from ..graph_store.knn_graph import KnnGraph, knn_graph
 
-LabelMethod = Literal["poisson", "laplace", "local_global", "density_paths"]
-LabelMetric = Literal["euclidean", "cosine"]
+METHODS = ("poisson", "laplace", "local_global", "density_paths")
+METRICS = ("euclidean", "cosine")
 
 _FEATURE_NAMES = ("features", "feature", "embeddings", "embedding", "x", "X")
 _LABEL_NAMES = ("labels", "label", "y")
@@ -70,9 +74,9 @@ def label_features(
     features: np.ndarray,
     labels: np.ndarray,
     *,
-    method: LabelMethod = "poisson",
+    method: str = "poisson",
     k: int = 20,
-    metric: LabelMetric = "euclidean",
+    metric: str = "euclidean",
     sigma: float = float("inf"),
 ) -> Labeling:
     """Label every row from the few labels given, along the kNN graph of the features.
@@ -80,19 +84,21 @@ def label_features(
     Class numbers need not be contiguous; those found are those given. Confidence is the share of
     the winning class in the node's class distribution: rows of `laplace` and `local_global`
     divided by their sum; for `poisson`, whose scores are differences of potentials, a softmax at
-    the scale of their root mean square; for `density_paths`, which knows only labels, the share of
-    the k neighbours that end with the same label.
+    the scale of a component's root mean square; for `density_paths`, which knows only labels, the
+    share of the k neighbours that end with the same label.
 
     Args:
         features: (n, D) finite numbers.
         labels: (n,) class numbers, -1 = unlabeled.
+        method, metric: One of METHODS and of METRICS.
         sigma: Longest step of a density path; the other methods do not read it.
 
     Raises:
         ValueError: The arrays do not fit each other, there is no label, or no such method.
     """
-    if method not in get_args(LabelMethod):
-        raise ValueError(f"method = {method!r}: known are {', '.join(get_args(LabelMethod))}")
+    for name, value, known in (("method", method, METHODS), ("metric", metric, METRICS)):
+        if value not in known:
+            raise ValueError(f"{name} = {value!r}: known are {', '.join(known)}")
     if labels.shape != (len(features),):
         raise ValueError(
             f"{len(features)} rows of features but labels of shape {labels.shape}; "
@@ -103,7 +109,7 @@ def label_features(
     if not len(classes):
         raise ValueError(f"none of the {len(labels)} rows has a label (all are -1); label a few")
     encoded = np.where(given, np.searchsorted(classes, labels), -1).astype(np.int64)
-    graph = knn_graph(np.ascontiguousarray(features, np.float32), k=k, metric=metric)
+    graph = knn_graph(np.ascontiguousarray(features, np.float32), k=k, metric=cast(Metric, metric))
     if method == "density_paths":
         found, confidence = _by_paths(graph, encoded, sigma)
     else:
@@ -118,21 +124,47 @@ def _by_solver(
     graph: KnnGraph, labels: np.ndarray, method: str, num_classes: int
 ) -> tuple[np.ndarray, np.ndarray]:
     weights = graph.affinity("self_tuning")
-    _, component = connected_components(weights.to_scipy(), directed=False)
+    matrix = weights.to_scipy()
+    _, component = connected_components(matrix, directed=False)
     reached = np.isin(component, component[labels >= 0])
-    if num_classes == 1:
-        return np.where(reached, 0, -1), np.ones(len(labels))
-    if method == "laplace":
-        scores = np.asarray(solvers.laplace(weights, labels, on_unreached="uniform"))
-    elif method == "poisson":
-        potential = np.asarray(solvers.poisson(weights, labels))
-        scale = float(np.sqrt(np.mean(potential[reached] ** 2))) or 1.0
-        scores = np.exp((potential - potential.max(axis=1, keepdims=True)) / scale)
+    if method == "poisson":
+        shares = _poisson_by_component(matrix, component, labels, num_classes)
+    elif method == "laplace":
+        shares = solvers.laplace(weights, labels, on_unreached="uniform", num_classes=num_classes)
     else:
-        scores = np.asarray(solvers.local_global(weights, labels, balance_classes=True))
-    scores = np.maximum(scores, 0.0)
-    total = np.maximum(scores.sum(axis=1), np.finfo(np.float64).tiny)
-    return np.where(reached, scores.argmax(axis=1), -1), scores.max(axis=1) / total
+        shares = solvers.local_global(
+            weights, labels, balance_classes=True, num_classes=num_classes
+        )
+    shares = np.maximum(shares, 0.0)
+    total = np.maximum(shares.sum(axis=1), np.finfo(np.float64).tiny)
+    return np.where(reached, shares.argmax(axis=1), -1), shares.max(axis=1) / total
+
+
+def _poisson_by_component(
+    matrix: csr_array, component: np.ndarray, labels: np.ndarray, num_classes: int
+) -> np.ndarray:
+    """Poisson learning on each component by itself, against the mean of its own labels.
+
+    Over the whole graph a component whose labels are not distributed like all labels has sources
+    that do not sum to zero: there is no solution, and that of least squares puts a component with
+    labels of one class half into other classes. A component's only class is certain.
+    """
+    shares = np.zeros((len(labels), num_classes))
+    order = np.argsort(component, kind="stable")
+    ends = np.cumsum(np.bincount(component))
+    for index in np.unique(component[labels >= 0]):
+        rows = order[ends[index - 1] if index else 0 : ends[index]]
+        given = labels[rows]
+        classes = np.unique(given[given >= 0])
+        if len(classes) == 1:
+            shares[rows, classes[0]] = 1.0
+            continue
+        encoded = np.where(given < 0, -1, np.searchsorted(classes, given))
+        potential = solvers.poisson(Affinity.from_scipy(matrix[rows][:, rows]), encoded)
+        scale = float(np.sqrt(np.mean(potential**2))) or 1.0
+        lifted = np.exp((potential - potential.max(axis=1, keepdims=True)) / scale)
+        shares[np.ix_(rows, classes)] = lifted
+    return shares
 
 
 def _by_paths(graph: KnnGraph, labels: np.ndarray, sigma: float) -> tuple[np.ndarray, np.ndarray]:
@@ -218,9 +250,9 @@ def _parquet(content: io.BytesIO) -> Columns:
     for name in wanted:
         column = table.column(name).combine_chunks()
         if isinstance(column.type, pa.ListType | pa.LargeListType | pa.FixedSizeListType):
-            flat = column.flatten().to_numpy(zero_copy_only=False)
-            if column.null_count or len(flat) % max(1, len(column)):
+            if len(pc.unique(pc.list_value_length(column))) > 1 or column.null_count:
                 raise ValueError(f"the rows of {name!r} are not all of one length")
+            flat = column.flatten().to_numpy(zero_copy_only=False)
             arrays[name] = flat.reshape(len(column), -1)
         else:
             arrays[name] = column.to_numpy(zero_copy_only=False)
@@ -268,7 +300,7 @@ def _labels_by_key(keys: np.ndarray, labels: Columns, uri: str) -> np.ndarray:
     if unknown.any():
         raise ValueError(
             f"{uri}: {int(unknown.sum())} keys have no features, the first is "
-            f"{theirs[order][unknown][0]!r}"
+            f"{str(theirs[order][unknown][0])!r}"
         )
     out = np.full(len(ours), -1, np.int64)
     out[sorted_ours[at]] = cast(np.ndarray, labels.labels)[order]

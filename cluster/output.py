@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import dis
 import json
 import math
 import os
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 INPUT_ERROR = 2
 RUN_FAILED = 1
 
-_PACKAGE = Path(__file__).resolve().parent.parent
+_PACKAGE = __name__.split(".")[0]
+_UNBOUNDED = 100_000
 _BAD_PATH = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
 
 
@@ -41,16 +42,20 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]], *, title: 
     for row in rows:
         table.add_row(*(Text(shown(cell)) for cell in row))
     # A pipe has no width; a table that is cut at 80 columns cannot be read by programs.
-    console = Console(soft_wrap=not sys.stdout.isatty())
+    console = Console(width=None if sys.stdout.isatty() else _UNBOUNDED)
     if title:
         console.print(Text(title, style="bold"))
     console.print(table)
 
 
 def shown(value: Any) -> str:
-    """A value as people read it: four significant digits, `-` for nothing."""
+    """A value as people read it: four significant digits, lists in one line, `-` for nothing."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "-"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {shown(part)}" for name, part in value.items()) or "-"
+    if isinstance(value, list | tuple):
+        return ", ".join(shown(part) for part in value) or "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
@@ -86,12 +91,16 @@ def is_input_error(error: BaseException) -> bool:
 
 
 def _was_raised_here(error: BaseException) -> bool:
+    """Whether a `raise` statement of this package raised it. Functions written in C leave no frame,
+    so the module is not enough: what the frame was doing is looked at, too."""
     trace = error.__traceback__
     if trace is None:
         return False
     while trace.tb_next is not None:
         trace = trace.tb_next
-    return Path(trace.tb_frame.f_code.co_filename).resolve().is_relative_to(_PACKAGE)
+    frame = trace.tb_frame
+    is_ours = str(frame.f_globals.get("__name__", "")).split(".")[0] == _PACKAGE
+    return is_ours and frame.f_code.co_code[trace.tb_lasti] == dis.opmap["RAISE_VARARGS"]
 
 
 def _sentence(error: BaseException) -> str:

@@ -108,7 +108,7 @@ class Progress:
         if self._first is None or step is None or last is None or step <= self._first[1]:
             return None
         since, at = self._first
-        return (self._clock() - since) * max(0, last - step) / (step - at)
+        return (self._clock() - since) * max(0, last - int(step)) / (int(step) - at)
 
     def line(self, event: Event) -> str:
         """One record as one line: `epoch 4/40  step 260/3200  loss 0.4123  1,240 samples/s`."""
