@@ -10,7 +10,7 @@ from labelmesh.graph_store.view import Hop, Neighborhood, NodeState, PseudoLabel
 from labelmesh.trainers.layers.neighbor_attention import NeighborClassifier
 from labelmesh.trainers.losses import entropy_and_balance, mixup_pairs
 from labelmesh.trainers.method import Batch
-from labelmesh.trainers.methods.dag import DAG
+from labelmesh.trainers.methods.dag import DAG, labels_where_paths_join
 from torch import Tensor, nn
 
 
@@ -158,3 +158,36 @@ def test_mixed_rows_see_both_parents_neighbours() -> None:
 def test_neighbours_are_asked_for_as_deep_as_they_are_used() -> None:
     assert DAG(hops=2).phases[0].hops == DAG(hops=2).predict_hops == 2
     assert DAG(hops=0).predict_hops == 0
+
+
+def test_nodes_whose_path_joins_a_labeled_one_take_its_label() -> None:
+    """0 (labeled) -> 1 -> 2, and 3 -> 1, 4 -> 3: LP-L labels 1 and 2, 3 and 4 join at 1."""
+    ids = torch.tensor([[1], [2], [1], [1], [3]])
+    distance = torch.full((5, 1), 0.5)
+    view = LocalGraphView(ids, 1 - distance**2 / 2, distance)
+    density = torch.tensor([0.1, 0.2, 0.3, 0.1, 0.0])
+    labels = torch.tensor([1, -1, -1, -1, -1])
+    probs = torch.full((5, 2), 0.5)
+    state = NodeState(torch.zeros(5, 1), probs, labels, density, torch.ones(5, dtype=torch.bool))
+    assert DAG(paths="lu").refresh(view, state).extra["source"].tolist() == [0, 1, 1, 3, 3]
+    made = DAG(paths="join").refresh(view, state)
+    assert made.extra["source"].tolist() == [0, 1, 1, 4, 4]
+    assert made.probs[:, 1].tolist() == [1] * 5
+
+
+def test_joining_equals_a_walk_on_random_forests() -> None:
+    for seed in range(30):
+        rng = torch.Generator().manual_seed(seed)
+        n = 40
+        parent = torch.tensor(
+            [-1] + [int(torch.randint(-1, i, (), generator=rng)) for i in range(1, n)]
+        )
+        labels = torch.where(torch.rand(n, generator=rng) < 0.2, torch.arange(n) % 3, -1)
+        column = torch.zeros(n, 1)
+        view = LocalGraphView(parent[:, None], column, column)
+        expected = []
+        for node in range(n):
+            while labels[node] < 0 and parent[node] >= 0:
+                node = int(parent[node])
+            expected.append(int(labels[node]))
+        assert labels_where_paths_join(view, parent, labels).tolist() == expected
