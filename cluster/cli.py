@@ -75,12 +75,13 @@ def _shipped_help() -> str:
     return "Shipped configurations:\n\n" + "\n\n".join(lines)
 
 
-def _print_version(asked: bool) -> None:
+def _print_version(asked: bool) -> bool:
     if asked:
         from .. import __version__
 
         typer.echo(__version__)
         raise typer.Exit
+    return asked
 
 
 def _options(
