@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +24,8 @@ from .view import Neighborhood, PseudoLabels
 
 Array = Tensor | NDArray[Any]
 Kind = TypeVar("Kind", Tensor, NDArray[Any])
+# Not typing.Self: the run-time type checks of the tests cannot resolve it.
+StoreType = TypeVar("StoreType", bound="StoreBase")
 
 
 class StoreBase(ABC):
@@ -106,7 +108,7 @@ class StoreBase(ABC):
     @abstractmethod
     def close(self) -> None: ...
 
-    def __enter__(self) -> Self:
+    def __enter__(self: StoreType) -> StoreType:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -51,10 +51,10 @@ def finish(training: Training, info: DatasetInfo, keys: pa.Array, rows: Tensor) 
         result: dict[str, float] = {
             "test/accuracy": score.accuracy,
             "nodes/accuracy": training.evaluator.node_accuracy(labels.label),
-            "num_labeled": int((training.labels >= 0).sum()),
-            "num_nodes": len(training.labels),
-            "epochs": training.epoch,
-            "steps": training.step,
+            "num_labeled": float((training.labels >= 0).sum()),
+            "num_nodes": float(len(training.labels)),
+            "epochs": float(training.epoch),
+            "steps": float(training.step),
         }
         if store is not None:
             pseudo = training.evaluator.pseudo_labels(store, final_round)

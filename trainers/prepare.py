@@ -33,7 +33,7 @@ def prepare(spec: RunSpec, run: RunDir, *, resume: bool) -> tuple[Split, str | N
     elif run.names("") and not resume:
         raise ConfigError(f"{run.uri} exists and is not empty; choose another --name or --out")
     import_builtin(spec)
-    check_dataset(spec.data.uri)
+    check_dataset(spec.data.uri, deep=False)
     info = load_info(spec.data.uri)
     split = make_run_split(spec)
     num_nodes = len(split.rows)

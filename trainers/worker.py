@@ -166,7 +166,7 @@ def _run_baseline(
     train_baseline(training, steps)
     score = score_test(training)
     if training.is_first:
-        numbers = {"baseline/test/accuracy": score.accuracy, "baseline/steps": steps}
+        numbers = {"baseline/test/accuracy": score.accuracy, "baseline/steps": float(steps)}
         job.run.write_json("baseline.json", numbers)
     training.engine.comm.barrier()
 
