@@ -22,12 +22,13 @@ def list_runs(folder: str) -> list[dict[str, Any]]:
 def _describe(run: RunDir, name: str) -> dict[str, Any]:
     config = tomllib.loads(run.read_text("config.toml"))
     result = run.read_json("result.json") if run.exists("result.json") else {}
-    epochs = [line["epoch"] for line in run.read_lines("metrics.jsonl") if "epoch" in line]
+    lines = run.read_lines("metrics.jsonl")
+    begun = [line["epoch"] for line in lines if line.get("kind") == "train"]
     return {
         "name": name,
         "method": config.get("method", {}).get("name"),
         "state": "finished" if result else "unfinished",
-        "epochs": max(epochs) + 1 if epochs else 0,
+        "epochs": max(begun) + 1 if begun else 0,
         "test_accuracy": result.get("test/accuracy"),
         "baseline_test_accuracy": result.get("baseline/test/accuracy"),
         "path": run.uri,

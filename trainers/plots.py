@@ -101,9 +101,10 @@ def loss_curve(
     for color, (name, values) in zip(CLASS_COLORS[1:], parts.items()):
         axes.plot(steps, values, color=color, linewidth=1.2, label=name.replace("_", " "))
     axes.plot(steps, losses, color=BLUE, label="total", marker=_dot(steps))
-    axes.set_ylim(bottom=min(0.0, float(np.nanmin(losses))) if len(losses) else 0.0)
+    lowest = [np.nanmin(values) for values in (losses, *parts.values())]
+    axes.set_ylim(bottom=min(0.0, *lowest))
     if parts or baseline is not None:
-        axes.legend()
+        _legend_below(axes, 1 + len(parts) + (baseline is not None))
     return figure
 
 
@@ -117,8 +118,7 @@ def accuracy_curve(
 ) -> Figure:
     """Validation accuracy by epoch; test accuracy and the baseline's as level lines."""
     figure, axes = _figure("Accuracy", x="epoch", y="")
-    if len(epochs):
-        axes.plot(epochs, accuracies, color=BLUE, marker=_dot(epochs), label="validation")
+    axes.plot(epochs, accuracies, color=BLUE, marker=_dot(epochs), label="validation")
     for value, name, color in ((test, "test", GREEN), (baseline, "baseline, test", GRAY)):
         if value is not None:
             axes.axhline(value, color=color, linestyle="--", linewidth=1.5, label=name)
@@ -158,7 +158,7 @@ def round_seconds(rounds: Sequence[float], seconds: Mapping[str, Sequence[float]
         bottom += np.asarray(values)
     axes.grid(axis="x", visible=False)
     _whole(axes.xaxis)
-    axes.legend(ncols=len(seconds), loc="upper center", bbox_to_anchor=(0.5, -0.16))
+    _legend_below(axes, len(seconds))
     return figure
 
 
@@ -173,6 +173,7 @@ def histogram(title: str, values: np.ndarray, *, x: str, color: str = BLUE) -> F
         _whole(axes.xaxis)
     else:
         axes.hist(values, bins=40, color=color, rwidth=0.92)
+        axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(7))
     axes.grid(axis="x", visible=False)
     return figure
 
@@ -298,6 +299,12 @@ def _settle(figure: Figure) -> None:
 def _dot(points: Sequence[Any]) -> str:
     """A line of one point is invisible, and few points are easier to read as points."""
     return "o" if len(points) <= 20 else ""
+
+
+def _legend_below(axes: Any, num_entries: int) -> None:
+    """Under the axes, where it cannot hide data."""
+    columns = min(num_entries, 4)
+    axes.legend(ncols=columns, loc="upper center", bbox_to_anchor=(0.5, -0.16))
 
 
 def _percent(axis: Any) -> None:

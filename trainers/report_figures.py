@@ -97,18 +97,20 @@ def loss_plot(metrics: Sequence[Record], baseline_metrics: Sequence[Record]) -> 
 
 
 def accuracy_plot(metrics: Sequence[Record], result: Record) -> Plot | None:
-    """Validation accuracy by epoch, with the final test scores."""
+    """Validation accuracy by epoch, with the final test scores; only where there is a validation
+    split: two scores alone are better read in the table of methods."""
     held_out = [r for r in metrics if r.get("kind") == "eval" and r.get("split") == "val"]
-    test, baseline = (_finite(result.get(f"{run}test/accuracy")) for run in ("", "baseline/"))
-    if not held_out and test is None:
+    if not held_out:
         return None
+    test, baseline = (_finite(result.get(f"{run}test/accuracy")) for run in ("", "baseline/"))
     accuracies = _column(held_out, "accuracy")
     figure = plots.accuracy_curve(
         _column(held_out, "epoch"), accuracies, test=test, baseline=baseline
     )
-    texts = [f"Best on the validation split: {_percent(max(accuracies))}."] if accuracies else []
-    texts += [f"Test: {_percent(test)}."] if test is not None else []
-    return Plot("accuracy", figure, " ".join(texts))
+    caption = f"Best on the validation split: {_percent(max(accuracies))}."
+    if test is not None:
+        caption += f" Test: {_percent(test)}."
+    return Plot("accuracy", figure, caption)
 
 
 def quality_plot(rounds: Sequence[Record]) -> Plot | None:
@@ -162,8 +164,8 @@ def path_plot(arrays: Mapping[str, np.ndarray]) -> Plot | None:
     whole = lengths.astype(np.int64)
     if np.array_equal(whole, lengths):
         lengths = whole
-    figure = plots.histogram("Path lengths", lengths, x="steps to the peak", color=plots.PURPLE)
-    caption = f"Mean {lengths.mean():.1f} steps, longest {lengths.max():.0f}."
+    figure = plots.histogram("Path lengths", lengths, x="nodes on the path", color=plots.PURPLE)
+    caption = f"Mean {lengths.mean():.1f} nodes, longest {lengths.max():.0f}."
     return Plot("path_length", figure, caption)
 
 

@@ -12,7 +12,7 @@ def test_runs_are_listed_with_their_state(tmp_path: Path) -> None:
     for name in ("b-done", "a-started"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.toml").write_text('name = "x"\n[method]\nname = "dag"\n')
-    lines = [{"kind": "train", "epoch": 3, "step": 9}, {"kind": "other"}]
+    lines = [{"kind": "train", "epoch": 3, "step": 9}, {"kind": "eval", "epoch": 4}]
     (tmp_path / "a-started" / "metrics.jsonl").write_text(
         "".join(json.dumps(line) + "\n" for line in lines)
     )

@@ -268,7 +268,7 @@ def test_a_run_that_has_only_begun_gives_a_page_without_figures(tmp_path: Path) 
     ("missing", "gone"),
     [
         ("rounds.jsonl", {"pseudo_labels", "round_seconds"}),
-        ("metrics.jsonl", {"loss"}),
+        ("metrics.jsonl", {"loss", "accuracy"}),
         ("report_data.npz", {"density", "path_length", "confusion", "features"}),
         ("baseline_metrics.jsonl", set()),
         ("result.json", set()),
