@@ -5,8 +5,6 @@ Weights are in [0, 1]; 0 means that the row is not trained on.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
@@ -43,13 +41,3 @@ def normalize_rows_to_one(scores: Float[Tensor, "n C"]) -> Float[Tensor, "n C"]:
     """Rows divided by their sums; rows that sum to 0 stay 0."""
     total = scores.sum(dim=1, keepdim=True)
     return torch.where(total > 0, scores / total.clamp(min=torch.finfo(scores.dtype).tiny), 0.0)
-
-
-def certainty(probs: Float[Tensor, "n C"]) -> Float[Tensor, " n"]:
-    """`1 - H(row) / log C`: 1 for one-hot rows, 0 for uniform and for zero rows."""
-    num_classes = probs.shape[1]
-    if num_classes == 1:
-        return probs[:, 0].clone()
-    entropy: Tensor = torch.special.entr(probs).sum(dim=1)
-    known = (probs.sum(dim=1) > 0).to(probs.dtype)
-    return ((1 - entropy / math.log(num_classes)) * known).clamp(0, 1)

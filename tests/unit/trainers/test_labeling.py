@@ -1,12 +1,8 @@
 """Targets and weights of a batch."""
 
-import math
-
-import pytest
 import torch
 from labelmesh.graph_store.view import PseudoLabels
 from labelmesh.trainers.labeling import (
-    certainty,
     normalize_rows_to_one,
     onehot,
     targets_and_weight,
@@ -34,14 +30,3 @@ def test_without_a_round_only_labeled_rows_count() -> None:
 def test_zero_rows_stay_zero() -> None:
     out = normalize_rows_to_one(torch.tensor([[2.0, 6.0], [0.0, 0.0]]))
     assert out.tolist() == [[0.25, 0.75], [0, 0]]
-
-
-def test_certainty_by_hand() -> None:
-    probs = torch.tensor([[1.0, 0.0], [0.5, 0.5], [0.0, 0.0], [0.75, 0.25]])
-    entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
-    expected = [1, 0, 0, 1 - entropy / math.log(2)]
-    assert certainty(probs).tolist() == pytest.approx(expected, abs=1e-6)
-
-
-def test_certainty_with_one_class_is_one() -> None:
-    assert certainty(torch.tensor([[1.0], [0.0]])).tolist() == [1, 0]
