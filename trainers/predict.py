@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
 from torch import Tensor
 
 from ..graph_store.local_store import LocalStore
@@ -74,7 +74,7 @@ class Predictor:
         )
         return probs if isinstance(inputs, Tensor) else np.asarray(probs)
 
-    def _check(self, inputs: Shaped[Tensor, "m *input"]) -> Tensor:
+    def _check(self, inputs: Tensor) -> Tensor:
         shape = tuple(inputs.shape[1:])
         is_image = len(self.shape) == 3
         if is_image and shape != self.shape and len(shape) == 3:

@@ -18,31 +18,31 @@ def float_buffers(network: nn.Module) -> list[Tensor]:
 
 
 class StepStatistics:
-    """Averages the float buffers over the micro-batches of a step."""
+    """Makes the buffers after a step the mean over its micro-batches; counters count steps."""
 
     def __init__(self, network: nn.Module, num_micro_batches: int) -> None:
-        self._buffers = float_buffers(network)
+        self._buffers = list(network.buffers()) if num_micro_batches > 1 else []
         self._count = num_micro_batches
         self._start: list[Tensor] = []
         self._sum: list[Tensor] = []
 
     @torch.no_grad()
-    def after_micro_batch(self, index: int) -> None:
-        """Call after the backward pass of micro-batch `index` (0-based, of this rank): batch norm's
-        buffers belong to the recorded graph until then."""
-        if self._count == 1:
-            return
-        if index == 0:
-            self._sum = [torch.zeros_like(b) for b in self._buffers]
-        for buffer, total, start in zip(self._buffers, self._sum, self._start):
-            total += buffer
-            buffer.copy_(start if index + 1 < self._count else total / self._count)
-
-    @torch.no_grad()
     def before_step(self) -> None:
         """Call before the first micro-batch of a step."""
-        if self._count > 1:
-            self._start = [b.clone() for b in self._buffers]
+        self._start = [b.clone() for b in self._buffers]
+        self._sum = [torch.zeros_like(b) for b in self._buffers]
+
+    @torch.no_grad()
+    def after_micro_batch(self, index: int) -> None:
+        """Call after the backward pass of micro-batch `index` (0-based, of this rank): batch
+        norm's buffers belong to the recorded graph until then."""
+        last = index + 1 == self._count
+        for buffer, total, start in zip(self._buffers, self._sum, self._start):
+            total += buffer
+            if not last:
+                buffer.copy_(start)
+            elif buffer.is_floating_point():
+                buffer.copy_(total / self._count)
 
 
 @torch.no_grad()

@@ -43,7 +43,11 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def train(digits: str, out: Path, config: str = "dag-digits", **changes: Any) -> Run:
-    overrides = {**FAST, "data.uri": digits, **{k.replace("__", "."): v for k, v in changes.items()}}
+    overrides = {
+        **FAST,
+        "data.uri": digits,
+        **{k.replace("__", "."): v for k, v in changes.items()},
+    }
     name, resume = overrides.pop("name", "run"), overrides.pop("resume", False)
     return lm.connect().train(config, set=overrides, name=name, out=str(out), resume=resume)
 
@@ -182,7 +186,7 @@ def test_resuming_with_another_configuration_names_the_keys(finished: Run, digit
 
 
 def test_k_not_below_the_number_of_nodes_is_refused(digits: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="graph.k = 200 is not below the number of nodes, 200"):
+    with pytest.raises(ConfigError, match=r"graph\.k = 200 is not below the number of nodes, 200"):
         train(digits, tmp_path, graph__k=200)
     assert not (tmp_path / "run").exists()
 

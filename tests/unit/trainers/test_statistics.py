@@ -44,6 +44,7 @@ def test_two_micro_batches_on_one_rank_equal_one_on_each_of_two() -> None:
     average_over_ranks(apart[0], TwoRanks(other))
     torch.testing.assert_close(apart[0].running_mean, together.running_mean)
     torch.testing.assert_close(apart[0].running_var, together.running_var)
+    assert together.num_batches_tracked == apart[0].num_batches_tracked == 2
 
 
 def test_single_micro_batch_is_left_alone() -> None:

@@ -1,0 +1,123 @@
+"""Whole runs on Ray: shard actors, DeepSpeed workers, and what must not depend on their number."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import labelmesh as lm
+import pytest
+import torch
+from labelmesh.cluster.api import Run
+from labelmesh.cluster.resources import ResourceError
+from labelmesh.datasets.importing import import_dataset
+from labelmesh.trainers.launch import RunFailed
+from safetensors.torch import load_file
+
+pytestmark = pytest.mark.ray
+
+FAST = {
+    "train.engine": "deepspeed",
+    "train.threads_per_worker": 1,
+    "train.epochs": 3,
+    "train.warmup_steps": 6,
+    "train.steps_per_epoch": 4,
+    "train.baseline_steps": 0,
+    "train.batch_size": 32,
+    "train.labeled_per_batch": 8,
+    "data.num_nodes": 200,
+    "graph.k": 6,
+    "model.feature_dim": 16,
+}
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> str:
+    uri = str(tmp_path_factory.mktemp("data") / "digits")
+    import_dataset("digits", None, uri)
+    return uri
+
+
+def train(digits: str, out: Path, name: str, *, resume: bool = False, **changes: Any) -> Run:
+    overrides = {
+        **FAST,
+        "data.uri": digits,
+        **{k.replace("__", "."): v for k, v in changes.items()},
+    }
+    return lm.connect().train("dag-digits", set=overrides, name=name, out=str(out), resume=resume)
+
+
+@pytest.fixture(scope="module")
+def two_by_two(
+    digits: str, tmp_path_factory: pytest.TempPathFactory, ray_local: str
+) -> tuple[Run, list[dict[str, Any]]]:
+    """A run on two shards and two workers, and the progress that the driver saw."""
+    events: list[dict[str, Any]] = []
+    overrides = {**FAST, "data.uri": digits, "graph.num_shards": 2, "train.num_workers": 2}
+    out = str(tmp_path_factory.mktemp("runs"))
+    run = lm.connect().train(
+        "dag-digits", set=overrides, name="two", out=out, on_event=events.append
+    )
+    return run, events
+
+
+def test_driver_sees_rounds_steps_and_the_end(
+    two_by_two: tuple[Run, list[dict[str, Any]]],
+) -> None:
+    run, events = two_by_two
+    kinds = [e["kind"] for e in events]
+    assert kinds[0] == "start"
+    assert [e["round"] for e in events if e["kind"] == "round"] == [0, 1, 2, 3]
+    assert events[-1]["accuracy"] == run.metrics["test/accuracy"]
+    assert (run.path / "report.html").is_file()
+
+
+def test_result_does_not_depend_on_shards_and_workers(
+    two_by_two: tuple[Run, list[dict[str, Any]]], digits: str, tmp_path: Path
+) -> None:
+    one = train(digits, tmp_path, "one", graph__num_shards=1, train__num_workers=1)
+    two = two_by_two[0]
+    a, b = (load_file(r.path / "model.safetensors") for r in (one, two))
+    for name, expected in a.items():
+        # Two gradients are added in another order; the rest is the same arithmetic.
+        torch.testing.assert_close(b[name], expected, rtol=1e-3, atol=1e-5)
+    assert one.labels()["key"].equals(two.labels()["key"])
+    assert one.labels()["label"].equals(two.labels()["label"])
+    assert one.metrics["test/accuracy"] == two.metrics["test/accuracy"]
+
+
+def test_resumed_on_two_workers_continues_bit_for_bit(
+    two_by_two: tuple[Run, list[dict[str, Any]]], digits: str
+) -> None:
+    whole = two_by_two[0]
+    out = whole.path.parent
+    # What a crash after the second epoch's checkpoint leaves behind.
+    shutil.copytree(whole.path, out / "crashed")
+    for lost in ("result.json", "model.safetensors", "labels.parquet"):
+        (out / "crashed" / lost).unlink()
+    for lost in ("store", "checkpoints/epoch-0003", "ray_train"):
+        shutil.rmtree(out / "crashed" / lost)
+    config = (out / "crashed" / "config.toml").read_text()
+    (out / "crashed" / "config.toml").write_text(config.replace('"two"', '"crashed"'))
+    resumed = train(digits, out, "crashed", resume=True, graph__num_shards=2, train__num_workers=2)
+    a, b = (load_file(r.path / "model.safetensors") for r in (whole, resumed))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert whole.labels().equals(resumed.labels())
+
+
+def test_more_than_the_cluster_has_is_refused_with_numbers(
+    digits: str, tmp_path: Path, ray_local: str
+) -> None:
+    with pytest.raises(ResourceError, match=r"needs 9 CPUs \(1 trainers x 8, 2 shards x 0.5\)"):
+        train(digits, tmp_path, "big", resources__cpus_per_trainer=8, train__num_workers=1)
+    assert not (tmp_path / "big").exists()
+
+
+def test_failure_in_a_worker_is_one_sentence(digits: str, tmp_path: Path, ray_local: str) -> None:
+    broken = tmp_path / "digits"
+    shutil.copytree(digits, broken)
+    for shard in (broken / "shards").glob("train-*.tar"):
+        shard.write_bytes(bytes(shard.stat().st_size))
+    with pytest.raises(RunFailed, match="16 of 200 samples cannot be read"):
+        train(str(broken), tmp_path, "broken", train__num_workers=2)
