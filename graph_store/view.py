@@ -54,8 +54,8 @@ class GraphView(Protocol):
         neighbor_ids: Global ids, without self, nearest first, ties by id; -1 where there is none.
         similarity: Inner product of unit features (cosine graphs), 1 - d^2/2 of the stored rows
             otherwise; 0 where `neighbor_ids` is -1.
-        distances: Euclidean distance of the rows that the graph was built on (unit rows for cosine);
-            inf where `neighbor_ids` is -1.
+        distances: Euclidean distance of the rows that the graph was built on (unit rows for
+            cosine); inf where `neighbor_ids` is -1.
     """
 
     num_nodes: int
@@ -80,7 +80,7 @@ class GraphView(Protocol):
     def scatter(
         self, x: Shaped[Tensor, "m ..."], ids: Int64[Tensor, " m"], out: Tensor, reduce: Reduce
     ) -> Tensor:
-        """Reduce `x[j]` into row `ids[j]` of the column whose own rows are `out`; returns own rows."""
+        """Reduce `x[j]` into row `ids[j]` of the column with own rows `out`; returns own rows."""
         ...
 
     def all_sum(self, x: Tensor) -> Tensor:
