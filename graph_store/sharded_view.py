@@ -109,14 +109,18 @@ class ShardGroup:
         return out.to(rows.device)
 
     def abort(self) -> None:
-        """Leave at once; shards that wait for this one get an error instead of waiting on."""
-        self._group.abort()
+        """Leave for good; shards that wait for this one get an error instead of waiting on."""
+        if self._group is not None:
+            self._group.abort()
+        self._group = None  # gloo closes its sockets when the object goes
 
     def _all_to_all(self, out: Tensor, sent: Tensor, receive: list[int], send: list[int]) -> None:
         options = _c10d.AllToAllOptions()
         self._wait(lambda: self._group.alltoall_base(out, sent, receive, send, options))
 
     def _wait(self, start: Callable[[], Any]) -> None:
+        if self._group is None:
+            raise PeerLostError(f"shard {self.rank} of {self.size} has left the group")
         try:
             start().wait()
         except RuntimeError as error:
