@@ -145,21 +145,22 @@ def label(
     json: Json = False,
 ) -> None:
     """Label embeddings along their nearest-neighbour graph; nothing is trained."""
-    from . import label as labeling
+    from . import columns as files
+    from .label import label_features, to_table
 
     start = time.perf_counter()
-    columns = labeling.read_columns(features)
+    columns = files.read_columns(features)
     if columns.features is None:
         raise ValueError(f"{features}: no features in it; name the array or column 'features'")
     if labels is not None:
-        columns = labeling.join_labels(columns, labeling.read_columns(labels), labels)
+        columns = files.join_labels(columns, files.read_columns(labels), labels)
     if columns.labels is None:
         raise ValueError(f"{features}: no labels in it; give them with --labels FILE")
     assert columns.features is not None
-    found = labeling.label_features(
+    found = label_features(
         columns.features, columns.labels, method=method, k=k, metric=metric, sigma=sigma
     )
-    labeling.write_table(labeling.to_table(found, columns.keys), out)
+    files.write_table(to_table(found, columns.keys), out)
     result = {
         "rows": len(found.labels),
         "given": int(found.given.sum()),
@@ -180,8 +181,8 @@ def predict(
     json: Json = False,
 ) -> None:
     """Predict the classes of new inputs with a finished run."""
+    from .columns import write_table
     from .inputs import read_inputs
-    from .label import write_table
     from .predictions import predict_table
 
     keys, inputs = read_inputs(input)
