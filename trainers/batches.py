@@ -25,7 +25,8 @@ from .seeds import derive_seed
 
 T = TypeVar("T")
 U = TypeVar("U")
-Views = dict[ViewName, Callable[[Tensor, torch.Generator], Tensor]]
+View = Callable[[Tensor, torch.Generator], Tensor]
+Views = dict[ViewName, View]
 
 
 @dataclass(frozen=True)

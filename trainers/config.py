@@ -101,7 +101,7 @@ class TrainSpec(_Section):
     eval_every_epochs: int = Field(1, ge=1)
     checkpoint_every_epochs: int = Field(1, ge=1)
     keep_checkpoints: int = Field(2, ge=1)
-    extract_batch_size: int = Field(512, ge=1)
+    extract_batch_size: int = Field(128, ge=1)
     deepspeed: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
