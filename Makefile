@@ -15,7 +15,7 @@ TYPED := $(foreach part,$(PARTS),$(if $(wildcard $(part)/*.py),-p labelmesh.$(pa
 export DS_BUILD_OPS := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-fast check lint types format lock clean
+.PHONY: help env demo results test test-fast check lint types format lock clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -35,6 +35,11 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: env  ## train on a data set that needs no download, and open the way to its report
 	$(PY) -m labelmesh.cluster.demo
+
+results: env  ## the table of methods on a subset of Fashion-MNIST (DATA=folder with the .gz files)
+	test -f data/fashion-mnist/dataset.json || \
+	  $(PY) -m labelmesh data import idx "$(DATA)" data/fashion-mnist
+	$(PY) benchmarks/results.py --data data/fashion-mnist
 
 test: env  ## every test
 	$(PY) -m pytest $(PYTEST_ARGS)

@@ -39,7 +39,8 @@ LOG_EVERY_STEPS = 20
 class Training:
     """Everything one rank trains with.
 
-    `epoch` and `step` count what is done; `file_prefix` keeps the baseline's records apart.
+    `epoch` and `step` count what is done, `seconds_train` the time in phases since the last round;
+    `file_prefix` keeps the baseline's records apart.
     """
 
     spec: RunSpec
@@ -54,6 +55,7 @@ class Training:
     emit: Emit
     epoch: int = 0
     step: int = 0
+    seconds_train: float = 0.0
     file_prefix: str = ""
 
     @property
@@ -166,6 +168,7 @@ def run_phase(
         mine=mine,
         progress=lambda step: at(step) / spec.train.epochs,
     )
+    start = time.perf_counter()
     engine.network.train()
     for step, index, batch in batches:
         position = index - mine.start
@@ -186,6 +189,7 @@ def run_phase(
             _log_steps(training, phase, step, plan.num_steps, meter, rate)
     average_over_ranks(engine.network, engine.comm)
     average_over_ranks(ema.network, engine.comm)
+    training.seconds_train += time.perf_counter() - start
 
 
 def refresh(training: Training, round: int) -> None:
@@ -209,8 +213,15 @@ def refresh(training: Training, round: int) -> None:
         quality = None if score.num_judged == 0 else score.accuracy
         training.log(
             "rounds.jsonl",
-            {"kind": "round", "epoch": training.epoch, **record, "pseudo_accuracy": quality},
+            {
+                "kind": "round",
+                "epoch": training.epoch,
+                **record,
+                "seconds_train": training.seconds_train,
+                "pseudo_accuracy": quality,
+            },
         )
+    training.seconds_train = 0.0
 
 
 def evaluate_validation(training: Training) -> None:
