@@ -9,8 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
 import torch
 from jaxtyping import Int64, Shaped
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -79,7 +81,7 @@ class Route:
 
     def restore(self, rows: Shaped[Tensor, "u ..."]) -> Shaped[Tensor, "m ..."]:
         """Rows of the distinct ids -> rows in the order that was asked for."""
-        return rows.index_select(0, self.inverse)
+        return take_rows(rows, self.inverse)
 
 
 def route(partition: Partition, node_ids: Int64[Tensor, " m"]) -> Route:
@@ -96,24 +98,43 @@ def distinct_ids(
     Negative ids mean "none": they are left out, and their position is -1.
 
     Cost:
-        O(m + N) with a table over all nodes when m is of the order of N, else O(m log m).
+        On the CPU one thread: O(m + N) with a table over all nodes where m is of the order of N,
+        else O(m log m).
     """
-    if 16 * node_ids.numel() < num_nodes:
-        return _distinct_by_sort(node_ids)
-    # One spare place at the end takes the negative ids.
-    position = torch.zeros(num_nodes + 1, dtype=torch.int64, device=node_ids.device)
-    place = torch.where(node_ids < 0, num_nodes, node_ids)
-    position[place.reshape(-1)] = 1
-    position[num_nodes] = 0
-    distinct = position.nonzero().squeeze(1)
-    position[distinct] = torch.arange(len(distinct), device=node_ids.device)
-    position[num_nodes] = -1
-    return distinct, position[place]
+    if node_ids.device.type != "cpu":
+        distinct, position = torch.unique(node_ids, return_inverse=True)
+        num_none = (distinct < 0).sum()
+        return distinct[distinct >= 0], (position - num_none).clamp_(min=-1)
+    ids = node_ids.numpy().reshape(-1)
+    by_table = 16 * ids.size >= num_nodes
+    found, places = _by_table(ids, num_nodes) if by_table else _by_sorting(ids)
+    return torch.from_numpy(found), torch.from_numpy(places).reshape(node_ids.shape)
 
 
-def _distinct_by_sort(
-    node_ids: Int64[Tensor, "*shape"],
-) -> tuple[Int64[Tensor, " u"], Int64[Tensor, "*shape"]]:
-    distinct, inverse = torch.unique(node_ids, return_inverse=True)
-    missing = int((distinct < 0).sum())
-    return distinct[missing:], (inverse - missing).clamp_(min=-1)
+def take_rows(column: Shaped[Tensor, "n ..."], rows: Int64[Tensor, " m"]) -> Tensor:
+    """Some rows of a column.
+
+    On the CPU on one thread: reads are small and many, and waking torch's threads for each takes
+    longer (on busy cores by far) than copying the rows.
+    """
+    if column.device.type != "cpu":
+        return column[rows]
+    return torch.from_numpy(np.take(column.numpy(), rows.numpy(), axis=0))
+
+
+def _by_table(ids: NDArray[np.int64], num_nodes: int) -> tuple[NDArray[np.int64], ...]:
+    # One place after the last node takes the negative ids.
+    seen = np.zeros(num_nodes + 1, dtype=np.bool_)
+    places = np.where(ids < 0, num_nodes, ids)
+    seen[places] = True
+    seen[num_nodes] = False
+    found = np.flatnonzero(seen)
+    position = np.full(num_nodes + 1, -1, dtype=np.int64)
+    position[found] = np.arange(len(found))
+    return found, position[places]
+
+
+def _by_sorting(ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], ...]:
+    found, position = np.unique(ids, return_inverse=True)
+    num_none = int(np.searchsorted(found, 0))
+    return found[num_none:], np.maximum(position - num_none, -1)

@@ -224,32 +224,40 @@ class RayStore(StoreBase):
         self._all("join", host, port, self._backend)
 
     def _get(self, refs: Sequence[Any]) -> list[Any]:
-        """Replies in order. Waits for all, so that no shard is left at work after an error.
+        """Replies in order.
 
         Raises:
             StoreLostError: A shard died, now or earlier.
             Exception: What a shard raised; rather its own error than that another one left.
         """
-        replies: list[Any] = []
-        errors: list[BaseException] = []
-        for ref in refs:
-            try:
-                replies.append(to_tensors(ray.get(ref)))
-            except RayTaskError as error:
-                errors.append(error.cause)
-            except RayActorError as error:
-                errors.append(StoreLostError(f"{_first_line(error)}; restore from a snapshot"))
-        if errors:
-            raise min(errors, key=_rank_of_error) from None
-        return replies
+        try:
+            return [to_tensors(reply) for reply in ray.get(list(refs))]
+        except RayActorError as error:
+            raise _lost(error) from None
+        except RayTaskError:
+            raise min(_errors(refs), key=_rank_of_error) from None
+
+
+def _errors(refs: Sequence[Any]) -> list[BaseException]:
+    """What went wrong. Waits for all, so that no shard is left at work."""
+    errors: list[BaseException] = []
+    for ref in refs:
+        try:
+            ray.get(ref)
+        except RayTaskError as error:
+            errors.append(error.cause)
+        except RayActorError as error:
+            errors.append(_lost(error))
+    return errors
 
 
 def _rank_of_error(error: BaseException) -> int:
     return 0 if isinstance(error, StoreLostError) else 2 if isinstance(error, PeerLostError) else 1
 
 
-def _first_line(error: BaseException) -> str:
-    return f"a shard of the store died ({str(error).strip().splitlines()[0]})"
+def _lost(error: RayActorError) -> StoreLostError:
+    reason = str(error).strip().splitlines()[0]
+    return StoreLostError(f"a shard of the store died ({reason}); restore it from a snapshot")
 
 
 def _start_actor(

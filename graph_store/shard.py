@@ -19,7 +19,7 @@ from .index import NeighborIndex, make_index
 from .kernels.density import density
 from .kernels.rows import prepare_rows, similarity_from_distance
 from .local_view import LocalGraphView
-from .partition import Partition
+from .partition import Partition, take_rows
 from .sharded_knn import knn_over_shards
 from .sharded_view import ShardedGraphView, ShardGroup, sum_over_shards
 from .solution import node_state, solution_columns, summarize
@@ -142,7 +142,7 @@ class Shard:
         """
         local = node_ids - self._start
         if tuple(names) == ("labels",):  # labels belong to no round
-            return {"labels": self._labels[local]}
+            return {"labels": take_rows(self._labels, local)}
         columns: Columns = {**self._columns(round), "labels": self._labels}
         found = {}
         for name in names:
@@ -150,14 +150,14 @@ class Shard:
             if key not in columns:
                 known = sorted(c.removeprefix(EXTRA) for c in columns if "pseudo." not in c)
                 raise ValueError(f"no column {name!r}; there are {', '.join(known)}")
-            found[name] = columns[key][local]
+            found[name] = take_rows(columns[key], local)
         return found
 
     def pseudo_rows(self, node_ids: Int64[Tensor, " m"], round: int | None) -> dict[str, Tensor]:
         """Rows of all columns that `refresh` made; empty where it made none."""
         local = node_ids - self._start
         made = {k: c for k, c in self._columns(round).items() if k.startswith(("pseudo.", EXTRA))}
-        return {name: column[local] for name, column in made.items()}
+        return {name: take_rows(column, local) for name, column in made.items()}
 
     def search(
         self, features: Float[Tensor, "m D"], k: int, round: int | None
