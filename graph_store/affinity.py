@@ -19,7 +19,13 @@ MIN_BANDWIDTH = 1e-10
 
 
 def power_weights(similarity: Float[Tensor, "*s"], gamma: float) -> Float64[Tensor, "*s"]:
-    """max(0, s)^gamma: LPDSSL (Iscen et al., CVPR 2019), eq. 9."""
+    """max(0, s)^gamma: LPDSSL (Iscen et al., CVPR 2019), eq. 9.
+
+    Raises:
+        ValueError: gamma is not positive (0^0 would connect what is not similar at all).
+    """
+    if not gamma > 0:
+        raise ValueError(f"gamma must be > 0, got {gamma}")
     return similarity.to(torch.float64).clamp(min=0).pow(gamma)
 
 

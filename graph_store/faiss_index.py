@@ -13,9 +13,8 @@ import torch
 from jaxtyping import Float32, Int64
 from torch import Tensor
 
-from .kernels.knn import Found, Metric, knn_blocked
-from .kernels.knn_cpu import PAD, Candidates, Search, rank_candidates
-from .kernels.scaling import choose_frame, largest_entry
+from .kernels.knn import Found, Metric, make_bank, make_search, search_bank
+from .kernels.knn_cpu import PAD, Candidates, rank_candidates
 
 # Most neighbours that faiss' GPU search returns.
 MAX_GPU_NEIGHBORS = 2048
@@ -34,11 +33,9 @@ class FaissIndex:
         ids: Int64[Tensor, " n"],
         metric: Metric = "euclidean",
     ) -> None:
-        self._rows, self._ids, self._metric = rows.cpu().contiguous(), ids.cpu(), metric
-        self._largest = largest_entry(self._rows)
-        self._frame = choose_frame(self._rows, self._largest, metric)
-        self._bank = self._frame.apply(self._rows)
-        self._flat, self._on_gpu = _flat_index(self._bank.rows.numpy(), self._frame.is_product)
+        self._bank = make_bank(rows.cpu().contiguous(), ids.cpu(), metric)
+        is_product = self._bank.frame.is_product
+        self._flat, self._on_gpu = _flat_index(self._bank.scaled.rows.numpy(), is_product)
 
     def search(
         self,
@@ -46,25 +43,20 @@ class FaissIndex:
         k: int,
         query_ids: Int64[Tensor, " m"] | None = None,
     ) -> Found:
-        a = queries.detach().cpu().contiguous()
-        own = torch.full(a.shape[:1], -1) if query_ids is None else query_ids.cpu()
+        own = None if query_ids is None else query_ids.cpu()
+        task = make_search(self._bank, queries.detach().cpu(), k, own)
         # One more than the list, because faiss may spend one on the query itself.
-        size = min(k + PAD + 1, self._rows.shape[0])
-        # The frame is the bank's; far larger queries would overflow in it.
-        is_too_large = largest_entry(a) > 1e6 * self._largest
-        if is_too_large or size == 0 or (self._on_gpu and size > MAX_GPU_NEIGHBORS):
-            return knn_blocked(
-                a, self._rows, k, query_ids=own, bank_ids=self._ids, metric=self._metric
-            )
-        scaled = self._frame.apply(a)
-        values, positions = self._flat.search(scaled.rows.numpy(), size)
-        keys = torch.from_numpy(-values if self._frame.is_product else values / 2)
-        bounds = keys[:, -1].clone()
-        if size == self._rows.shape[0]:
-            bounds.fill_(torch.inf)
+        num_rows = self._bank.rows.shape[0]
+        size = min(k + PAD + 1, num_rows)
+        is_too_many = self._on_gpu and size > MAX_GPU_NEIGHBORS
+        if task.bank is not self._bank or num_rows == 0 or is_too_many:
+            return search_bank(self._bank, task.queries, k, own)
+        values, positions = self._flat.search(task.filter.queries.rows.numpy(), size)
+        keys = torch.from_numpy(-values if task.filter.is_product else values / 2)
+        bounds = keys[:, -1].clone() if size < num_rows else torch.full_like(keys[:, 0], torch.inf)
         at = torch.from_numpy(positions)
-        keys[(at < 0) | (self._ids[at.clamp(min=0)] == own[:, None])] = torch.inf
-        task = Search(a, self._rows, own, self._ids, self._frame.filter(scaled, self._bank), k)
+        is_own = self._bank.ids[at.clamp(min=0)] == task.query_ids[:, None]
+        keys[(at < 0) | is_own] = torch.inf
         return rank_candidates(task, Candidates(keys, at.to(torch.int32)), bounds)
 
 
@@ -81,7 +73,8 @@ def _flat_index(rows: np.ndarray[Any, np.dtype[np.float32]], is_product: bool) -
             'backend "faiss" needs faiss: install labelmesh[cpu] or labelmesh[gpu], or use '
             'backend="torch", which gives the same neighbours'
         ) from missing
-    flat = faiss.IndexFlatIP(rows.shape[1]) if is_product else faiss.IndexFlatL2(rows.shape[1])
+    kind = faiss.IndexFlatIP if is_product else faiss.IndexFlatL2
+    flat: Any = kind(rows.shape[1])
     on_gpu = faiss.get_num_gpus() > 0
     if on_gpu:
         flat = faiss.index_cpu_to_all_gpus(flat)

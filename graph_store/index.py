@@ -7,7 +7,7 @@ from typing import Literal, Protocol, runtime_checkable
 from jaxtyping import Float32, Float64, Int64
 from torch import Tensor
 
-from .kernels.knn import Found, Metric, knn_blocked
+from .kernels.knn import Found, Metric, make_bank, search_bank
 
 Backend = Literal["auto", "torch", "faiss"]
 
@@ -38,7 +38,7 @@ class TorchIndex:
         ids: Int64[Tensor, " n"],
         metric: Metric = "euclidean",
     ) -> None:
-        self._rows, self._ids, self._metric = rows, ids, metric
+        self._bank = make_bank(rows.contiguous(), ids, metric)
 
     def search(
         self,
@@ -46,9 +46,7 @@ class TorchIndex:
         k: int,
         query_ids: Int64[Tensor, " m"] | None = None,
     ) -> Found:
-        return knn_blocked(
-            queries, self._rows, k, query_ids=query_ids, bank_ids=self._ids, metric=self._metric
-        )
+        return search_bank(self._bank, queries, k, query_ids)
 
 
 def make_index(
@@ -57,7 +55,14 @@ def make_index(
     ids: Int64[Tensor, " n"],
     metric: Metric = "euclidean",
 ) -> NeighborIndex:
-    """An index over prepared rows. "auto" is torch."""
+    """An index over prepared rows.
+
+    "auto" is torch: `benchmarks/knn.py` measures it to be the faster one on the CPU, and on the
+    GPU it needs no second copy of the rows.
+
+    Raises:
+        ValueError: No such backend, or faiss is not installed.
+    """
     if backend in ("auto", "torch"):
         return TorchIndex(rows, ids, metric)
     if backend == "faiss":

@@ -105,10 +105,10 @@ def knn_graph(
     rows = _checked_rows(x, k, metric)
     ids = torch.arange(rows.shape[0], device=rows.device)
     if backend in ("auto", "torch"):
-        found = knn_self_join(rows, k, ids, metric=metric)
+        neighbor_ids, canonical = knn_self_join(rows, k, ids, metric=metric)
     else:
-        found = make_index(backend, rows, ids, metric).search(rows, k, ids)
-    return KnnGraph(*(part.to(rows.device) for part in found), metric, x)
+        neighbor_ids, canonical = make_index(backend, rows, ids, metric).search(rows, k, ids)
+    return KnnGraph(neighbor_ids.to(rows.device), canonical.to(rows.device), metric, x)
 
 
 def _checked_rows(x: Array, k: int, metric: Metric) -> Float32[Tensor, "n D"]:

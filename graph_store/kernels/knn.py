@@ -28,16 +28,20 @@ from .rows import (
     similarity_from_distance,
     tree_sum,
 )
-from .scaling import make_filter
+from .scaling import Bank, make_bank
 
 __all__ = [
+    "Bank",
+    "Found",
     "Metric",
     "canonical_distances",
     "knn_blocked",
     "knn_self_join",
+    "make_bank",
     "merge_topk",
     "normalize_rows",
     "prepare_rows",
+    "search_bank",
     "similarity_from_distance",
     "tree_sum",
 ]
@@ -66,8 +70,21 @@ def knn_blocked(
     Cost:
         m n D multiplications and one comparison per product; memory of a copy of the rows.
     """
-    task = _task(queries, bank, k, query_ids, bank_ids, metric)
-    return knn_cpu.search(task) if bank.device.type == "cpu" else knn_device.search(task)
+    if bank_ids is None:
+        bank_ids = torch.arange(bank.shape[0], device=bank.device)
+    return search_bank(make_bank(bank, bank_ids, metric), queries, k, query_ids)
+
+
+def search_bank(
+    bank: Bank,
+    queries: Float32[Tensor, "m D"],
+    k: int,
+    query_ids: Int64[Tensor, " m"] | None = None,
+) -> Found:
+    """`knn_blocked` with a bank that is kept for several searches."""
+    task = make_search(bank, queries, k, query_ids)
+    is_cpu = task.bank.rows.device.type == "cpu"
+    return knn_cpu.search(task) if is_cpu else knn_device.search(task)
 
 
 def knn_self_join(
@@ -79,27 +96,23 @@ def knn_self_join(
 ) -> Found:
     """`knn_blocked` of a bank in itself. On the CPU each pair of blocks is multiplied once."""
     own = torch.arange(rows.shape[0], device=rows.device) if ids is None else ids
-    task = _task(rows, rows, k, own, own, metric)
+    task = make_search(make_bank(rows, own, metric), rows, k, own)
     return knn_cpu.self_join(task) if rows.device.type == "cpu" else knn_device.search(task)
 
 
-def _task(
+def make_search(
+    bank: Bank,
     queries: Float32[Tensor, "m D"],
-    bank: Float32[Tensor, "n D"],
     k: int,
     query_ids: Int64[Tensor, " m"] | None,
-    bank_ids: Int64[Tensor, " n"] | None,
-    metric: Metric,
 ) -> Search:
+    """What the searches of `knn_cpu` and `knn_device` take."""
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
-    a = queries.detach().contiguous()
-    b = a if bank is queries else bank.detach().contiguous()
     if query_ids is None:
-        query_ids = torch.full(a.shape[:1], -1, device=a.device)
-    if bank_ids is None:
-        bank_ids = torch.arange(b.shape[0], device=b.device)
-    return Search(a, b, query_ids, bank_ids, make_filter(a, b, metric), k)
+        query_ids = torch.full(queries.shape[:1], -1, device=queries.device)
+    bank, filter = bank.filter(queries)
+    return Search(queries.contiguous(), query_ids, bank, filter, k)
 
 
 def merge_topk(

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from . import knn_compiled
 from .compiled import Task, task_threads
-from .scaling import Filter
+from .scaling import Bank, Filter
 
 # 512 x 1024 products stay in a core's cache between the multiplication and the comparison.
 QUERY_BLOCK = 512
@@ -35,12 +35,11 @@ Run = Callable[[Iterable[Task]], None]
 
 @dataclass(frozen=True)
 class Search:
-    """The canonical rows and ids of both sides, the filter, and k."""
+    """Queries as stored, the bank, and both as the filter sees them."""
 
     queries: Float32[Tensor, "m D"]
-    bank: Float32[Tensor, "n D"]
     query_ids: Int64[Tensor, " m"]
-    bank_ids: Int64[Tensor, " n"]
+    bank: Bank
     filter: Filter
     k: int
 
@@ -65,8 +64,8 @@ def search(task: Search) -> Found:
 
 
 def self_join(task: Search) -> Found:
-    """`search` of a bank in itself: `task.queries` is `task.bank`, with the same ids."""
-    num_rows = task.bank.shape[0]
+    """`search` of a bank in itself: the queries are the bank, with the same ids."""
+    num_rows = task.bank.rows.shape[0]
     if num_rows <= 4 * QUERY_BLOCK:
         return search(task)
     lists = _empty_lists(task)
@@ -106,7 +105,7 @@ def _offer_bank(
             lists.positions[own].numpy(),
             start,
             task.query_ids[own].numpy(),
-            task.bank_ids[other].numpy(),
+            task.bank.ids[other].numpy(),
         )
 
 
@@ -144,8 +143,8 @@ def _rerank(task: Search, lists: Candidates, rows: Range, ids: Tensor, distances
     own = slice(*rows)
     knn_compiled.rerank(
         task.queries[own].numpy(),
-        task.bank.numpy(),
-        task.bank_ids.numpy(),
+        task.bank.rows.numpy(),
+        task.bank.ids.numpy(),
         lists.keys[own].numpy(),
         lists.positions[own].numpy(),
         task.filter.is_product,
@@ -159,7 +158,7 @@ def _search_again(task: Search, again: Tensor, ids: Tensor, distances: Tensor) -
     limits = task.filter.limits(distances[again, -1])
     found = (torch.full((again.shape[0], task.k), -1), torch.full_like(distances[again], torch.inf))
     bank = task.filter.bank
-    for start, stop in _ranges(task.bank.shape[0], BANK_BLOCK):
+    for start, stop in _ranges(task.bank.rows.shape[0], BANK_BLOCK):
         other = slice(start, stop)
         knn_compiled.rank_within(
             _products(task.filter.queries.rows[again], bank.rows[other]),
@@ -167,9 +166,9 @@ def _search_again(task: Search, again: Tensor, ids: Tensor, distances: Tensor) -
             bank.half[other].numpy(),
             limits.numpy(),
             task.queries[again].numpy(),
-            task.bank[other].numpy(),
+            task.bank.rows[other].numpy(),
             task.query_ids[again].numpy(),
-            task.bank_ids[other].numpy(),
+            task.bank.ids[other].numpy(),
             task.filter.is_product,
             found[0].numpy(),
             found[1].numpy(),
@@ -190,7 +189,7 @@ def _products(a: Float32[Tensor, "p D"], b: Float32[Tensor, "q D"]) -> NDArray[n
 
 
 def _empty_lists(task: Search) -> Candidates:
-    size = min(task.k + PAD, max(1, task.bank.shape[0]))
+    size = min(task.k + PAD, max(1, task.bank.rows.shape[0]))
     shape = (task.queries.shape[0], size)
     return Candidates(torch.full(shape, torch.inf), torch.zeros(shape, dtype=torch.int32))
 

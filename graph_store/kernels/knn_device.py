@@ -44,7 +44,7 @@ def _search_block(task: Search, own: slice) -> Found:
 
 
 def _preselect(task: Search, own: slice) -> Candidates:
-    size = min(task.k + PAD, max(1, task.bank.shape[0]))
+    size = min(task.k + PAD, max(1, task.bank.rows.shape[0]))
     num_queries = task.filter.queries.rows[own].shape[0]
     keys = task.queries.new_full((num_queries, size), torch.inf)
     positions = torch.zeros(num_queries, size, dtype=torch.int32, device=keys.device)
@@ -65,22 +65,22 @@ def _key_blocks(task: Search, queries: Int64[Tensor, " m"]) -> Iterator[tuple[in
     for start in range(0, bank.rows.shape[0], BANK_BLOCK):
         other = slice(start, start + BANK_BLOCK)
         keys = half[:, None] + bank.half[other] - rows @ bank.rows[other].T
-        keys[own[:, None] == task.bank_ids[other]] = torch.inf
+        keys[own[:, None] == task.bank.ids[other]] = torch.inf
         yield start, keys
 
 
 def _rerank(task: Search, own: slice, lists: Candidates) -> Found:
     ids, distances = [], []
-    step = max(1, PAIR_NUMBERS // (lists.keys.shape[1] * max(1, task.bank.shape[1])))
+    step = max(1, PAIR_NUMBERS // (lists.keys.shape[1] * max(1, task.bank.rows.shape[1])))
     queries = task.queries[own]
     for start in range(0, queries.shape[0], step):
         part = slice(start, start + step)
         at = lists.positions[part].to(torch.int64)
         missing = torch.isinf(lists.keys[part])
         query = queries[part, None].expand(-1, at.shape[1], -1)
-        d = _distances(task, query, task.bank[at])
+        d = _distances(task, query, task.bank.rows[at])
         found = _nearest(
-            torch.where(missing, -1, task.bank_ids[at]), torch.where(missing, torch.inf, d), task.k
+            torch.where(missing, -1, task.bank.ids[at]), torch.where(missing, torch.inf, d), task.k
         )
         ids.append(found[0])
         distances.append(found[1])
@@ -94,15 +94,15 @@ def _search_again(
     limits = task.filter.limits(farthest)[:, None]
     ids = torch.full((queries.shape[0], task.k), -1, device=queries.device)
     distances = torch.full_like(ids, torch.inf, dtype=torch.float64)
-    step = max(1, PAIR_NUMBERS // (queries.shape[0] * max(1, task.bank.shape[1])))
+    step = max(1, PAIR_NUMBERS // (queries.shape[0] * max(1, task.bank.rows.shape[1])))
     for start, keys in _key_blocks(task, queries):
         for first in range(0, keys.shape[1], step):
             near = keys[:, first : first + step] <= limits
             at = torch.arange(first, first + near.shape[1], device=keys.device) + start
             row, col = near.nonzero(as_tuple=True)
             block = torch.full_like(near, torch.inf, dtype=torch.float64)
-            block[row, col] = _distances(task, task.queries[queries[row]], task.bank[at[col]])
-            names = torch.where(near, task.bank_ids[at], -1)
+            block[row, col] = _distances(task, task.queries[queries[row]], task.bank.rows[at[col]])
+            names = torch.where(near, task.bank.ids[at], -1)
             ids, distances = _nearest(
                 torch.cat([ids, names], 1), torch.cat([distances, block], 1), task.k
             )

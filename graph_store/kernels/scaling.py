@@ -15,12 +15,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float32, Float64
+from jaxtyping import Bool, Float32, Float64, Int64
 from torch import Tensor
 
 from .rows import Metric
 
 UNIT_ROUNDOFF = 2.0**-24
+# Queries with entries this much larger than the bank's could overflow in its frame.
+MAX_RATIO = 2.0**20
 
 
 @dataclass(frozen=True)
@@ -45,9 +47,15 @@ class Filter:
         """Rows at most this far have a key of at most this: the distance's key plus the guard."""
         return _round_up(self.true_keys(distances) + self.guard)
 
-    def certain(self, distances: Float64[Tensor, " m"], bounds: Float32[Tensor, " m"]) -> Tensor:
-        """Whether every row whose key is at least `bounds` is farther than `distances`."""
-        return self.true_keys(distances) + self.guard < bounds.to(torch.float64)
+    def certain(
+        self, distances: Float64[Tensor, " m"], bounds: Float32[Tensor, " m"]
+    ) -> Bool[Tensor, " m"]:
+        """Whether every row whose key is at least `bounds` is farther than `distances`.
+
+        Lists with room left (`bounds` = inf) have left out nothing.
+        """
+        is_farther = torch.lt(self.true_keys(distances) + self.guard, bounds.to(torch.float64))
+        return is_farther.logical_or(torch.isinf(bounds))
 
     def true_keys(self, distances: Float64[Tensor, " m"]) -> Float64[Tensor, " m"]:
         scaled = distances * self.factor
@@ -70,28 +78,47 @@ class Frame:
             return Scaled(shifted, shifted.new_zeros(rows.shape[0]))
         return Scaled(shifted, torch.linalg.vector_norm(shifted, dim=1).square().div(2))
 
-    def filter(self, queries: Scaled, bank: Scaled) -> Filter:
-        longest = max(_longest(queries.rows), _longest(bank.rows))
-        guard = 2 * (bank.rows.shape[1] + 16) * UNIT_ROUNDOFF * longest**2
-        factor = self.scale**2 if self.is_product else self.scale
-        return Filter(queries, bank, guard, factor, self.is_product)
+
+@dataclass(frozen=True)
+class Bank:
+    """Rows to be searched, with what the filter needs of them whatever the queries are."""
+
+    rows: Float32[Tensor, "n D"]
+    ids: Int64[Tensor, " n"]
+    frame: Frame
+    scaled: Scaled
+    largest: float
+    longest: float
+
+    def filter(self, queries: Float32[Tensor, "m D"]) -> tuple[Bank, Filter]:
+        """The filter for some queries, and this bank in the frame that the filter uses."""
+        largest = _largest_entry(queries)
+        if largest > MAX_RATIO * self.largest:
+            return self._reframed(largest).filter(queries)
+        frame = self.frame
+        scaled = self.scaled if queries is self.rows else frame.apply(queries)
+        longest = max(self.longest, _longest(scaled.rows))
+        guard = 2 * (queries.shape[1] + 16) * UNIT_ROUNDOFF * longest**2
+        factor = frame.scale**2 if frame.is_product else frame.scale
+        return self, Filter(scaled, self.scaled, guard, factor, frame.is_product)
+
+    def _reframed(self, largest: float) -> Bank:
+        return _bank_in_frame(self.rows, self.ids, largest, self.frame.is_product)
 
 
-def choose_frame(bank: Float32[Tensor, "n D"], largest: float, metric: Metric) -> Frame:
-    """The frame in which the bank is centred and entries up to `largest` lie in [-1, 1]."""
-    is_product = metric == "inner_product"
+def make_bank(rows: Float32[Tensor, "n D"], ids: Int64[Tensor, " n"], metric: Metric) -> Bank:
+    """Centre the rows and scale their entries into [-1, 1]."""
+    return _bank_in_frame(rows, ids, _largest_entry(rows), metric == "inner_product")
+
+
+def _bank_in_frame(
+    rows: Float32[Tensor, "n D"], ids: Int64[Tensor, " n"], largest: float, is_product: bool
+) -> Bank:
     scale = _power_of_two(largest)
-    has_center = bank.shape[0] > 0 and not is_product
-    return Frame(scale, (bank * scale).mean(0) if has_center else None, is_product)
-
-
-def make_filter(
-    queries: Float32[Tensor, "m D"], bank: Float32[Tensor, "n D"], metric: Metric
-) -> Filter:
-    """Shift and scale both sides; pass the same tensor twice for a self-join."""
-    frame = choose_frame(bank, max(largest_entry(queries), largest_entry(bank)), metric)
-    scaled = frame.apply(bank)
-    return frame.filter(scaled if queries is bank else frame.apply(queries), scaled)
+    has_center = rows.shape[0] > 0 and not is_product
+    frame = Frame(scale, (rows * scale).mean(0) if has_center else None, is_product)
+    scaled = frame.apply(rows)
+    return Bank(rows, ids, frame, scaled, largest, _longest(scaled.rows))
 
 
 def _longest(rows: Float32[Tensor, "n D"]) -> float:
@@ -99,8 +126,7 @@ def _longest(rows: Float32[Tensor, "n D"]) -> float:
     return 1.001 * float(torch.linalg.vector_norm(rows, dim=1).max()) if rows.numel() else 0.0
 
 
-def largest_entry(rows: Float32[Tensor, "n D"]) -> float:
-    """Largest absolute value, 0 of no rows."""
+def _largest_entry(rows: Float32[Tensor, "n D"]) -> float:
     return float(rows.abs().max()) if rows.numel() else 0.0
 
 
