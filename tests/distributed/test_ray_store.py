@@ -82,9 +82,9 @@ def test_another_version_of_the_code_is_refused(
 
 def test_more_than_the_cluster_has_is_refused(ray_local: str) -> None:
     with pytest.raises(ValueError, match=r"needs 20 CPUs \(2 shards x 10\), but the cluster has 4"):
-        GraphStore.create(20, 3, 2, 4, num_shards=2, cpus_per_shard=10)
+        GraphStore.create(20, 3, 2, 4, num_shards=2, cpus_per_shard=10.0)
     with pytest.raises(ValueError, match=r"needs 2 GPUs \(2 shards x 1\), but the cluster has 0"):
-        GraphStore.create(20, 3, 2, 4, num_shards=2, gpus_per_shard=1)
+        GraphStore.create(20, 3, 2, 4, num_shards=2, gpus_per_shard=1.0)
     with pytest.raises(ValueError, match=r"device = 'cuda', but gpus_per_shard = 0"):
         GraphStore.create(20, 3, 2, 4, device="cuda")
     with pytest.raises(ValueError, match="k = 20 must be less than num_nodes = 20"):
