@@ -111,9 +111,7 @@ def test_scatter_has_the_bits_of_one_process(
     assert torch.equal(torch.cat(shards(run)), expected)
 
 
-def test_reductions_are_the_same_on_every_shard(
-    shards: Shards[Any], whole: LocalGraphView
-) -> None:
+def test_reductions_are_the_same_on_every_shard(shards: Shards[Any], whole: LocalGraphView) -> None:
     x = torch.rand(4, 5, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
 
     def run(group: ShardGroup) -> tuple[Tensor, Tensor, Tensor]:
