@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -45,8 +44,7 @@ class KnnGraph:
         self.ids: Any = like(neighbor_ids, model)
         self.distances: Any = like(shown.to(torch.float32), model)
 
-    @cached_property
-    def view(self) -> LocalGraphView:
+    def as_view(self) -> LocalGraphView:
         """The graph as solvers and methods see it.
 
         Raises:
@@ -67,7 +65,7 @@ class KnnGraph:
         """
         if self.metric == "inner_product" and kind == "power":
             return power_affinity(self._neighbor_ids, self._similarity, gamma)
-        return self.view.affinity(kind, gamma=gamma)
+        return self.as_view().affinity(kind, gamma=gamma)
 
     @property
     def _similarity(self) -> Tensor:

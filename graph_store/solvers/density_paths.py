@@ -29,8 +29,7 @@ MAX_NODES = 2**31
 class HasView(Protocol):
     """A graph that offers a view of itself, as `KnnGraph` does."""
 
-    @property
-    def view(self) -> GraphView: ...
+    def as_view(self) -> GraphView: ...
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ def density_paths(
     Cost:
         Per round two `gather` of n integers and one `scatter`; about log2(longest path) rounds.
     """
-    view = graph.view if isinstance(graph, HasView) else graph
+    view = graph.as_view() if isinstance(graph, HasView) else graph
     given = as_labels(labels).to(view.neighbor_ids.device)
     if not sigma >= 0:
         raise ValueError(f"sigma must be >= 0, got {sigma}")
