@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
@@ -25,7 +27,9 @@ def multiply_rows(
     vals, f = vals.to(dtype), f.to(dtype).contiguous()
     num_rows = offsets.shape[0] - 1
     if f.device.type != "cpu":
-        sparse = torch.sparse_csr_tensor(offsets, cols, vals, (num_rows, f.shape[0]))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
+            sparse = torch.sparse_csr_tensor(offsets, cols, vals, (num_rows, f.shape[0]))
         return sparse @ f
     out = torch.empty(num_rows, f.shape[1], dtype=dtype)
     row, col, val = offsets.numpy(), cols.numpy(), vals.numpy()
@@ -48,9 +52,12 @@ def _multiply(
     start: int,
     stop: int,
 ) -> None:
+    width = f.shape[1]
     for i in range(start, stop):
-        out[i, :] = 0
+        # Slices, as their indices cannot be negative, let the compiler vectorise the inner loop.
+        total = out[i, :width]
+        total[:] = 0
         for entry in range(offsets[i], offsets[i + 1]):
-            value, source = vals[entry], cols[entry]
-            for c in range(f.shape[1]):
-                out[i, c] += value * f[source, c]
+            value, source = vals[entry], f[cols[entry], :width]
+            for c in range(width):
+                total[c] += value * source[c]
