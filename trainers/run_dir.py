@@ -90,6 +90,7 @@ class RunDir:
         """Add a line to a JSON-lines file."""
         line = json.dumps(record) + "\n"
         if self.local_path is not None:
+            self._fs.makedirs(self._path(name).rsplit("/", 1)[0], exist_ok=True)
             with open(self._path(name), "a") as file:
                 file.write(line)
             return

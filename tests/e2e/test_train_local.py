@@ -126,6 +126,26 @@ def test_every_method_runs_to_the_end(config: str, digits: str, tmp_path: Path) 
     assert run.labels().num_rows == 200
 
 
+def test_hidden_labels_reach_no_training_code(finished: Run, digits: str, tmp_path: Path) -> None:
+    import shutil
+
+    import pyarrow as pa
+
+    copy = tmp_path / "digits"
+    shutil.copytree(digits, copy)
+    table = pq.read_table(copy / "manifest.parquet")
+    is_train = np.array(table["split"].to_pylist()) == "train"
+    # Nonsense where only evaluation may look.
+    truth = np.where(is_train, 0, table["truth"].to_numpy())
+    at = table.column_names.index("truth")
+    pq.write_table(table.set_column(at, "truth", pa.array(truth)), copy / "manifest.parquet")
+    run = train(str(copy), tmp_path)
+    a, b = (load_file(r.path / "model.safetensors") for r in (finished, run))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert run.labels().equals(finished.labels())
+    assert run.metrics["nodes/accuracy"] != finished.metrics["nodes/accuracy"]
+
+
 class Killed(RuntimeError):
     pass
 
