@@ -124,7 +124,7 @@ def accuracy_curve(
             axes.axhline(value, color=color, linestyle="--", linewidth=1.5, label=name)
     axes.margins(y=0.08)
     _percent(axes.yaxis)
-    axes.legend(loc="lower right")
+    _legend_below(axes, 3)
     return figure
 
 
@@ -143,7 +143,7 @@ def label_quality(
     axes.margins(y=0.08)
     _percent(axes.yaxis)
     _whole(axes.xaxis)
-    axes.legend(loc="lower right")
+    _legend_below(axes, 2)
     return figure
 
 
