@@ -52,7 +52,7 @@ class FaissIndex:
         if task.bank is not self._bank or num_rows == 0 or is_too_many:
             return search_bank(self._bank, task.queries, k, own)
         values, positions = self._flat.search(task.filter.queries.rows.numpy(), size)
-        keys = torch.from_numpy(-values if task.filter.is_product else values / 2)
+        keys = torch.from_numpy(-values if task.filter.frame.is_product else values / 2)
         bounds = keys[:, -1].clone() if size < num_rows else torch.full_like(keys[:, 0], torch.inf)
         at = torch.from_numpy(positions)
         is_own = self._bank.ids[at.clamp(min=0)] == task.query_ids[:, None]

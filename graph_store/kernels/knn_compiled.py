@@ -171,10 +171,10 @@ def rerank(
 
 @compiled
 def rank_within(
-    products: F32,
-    half_a: F32,
-    half_b: F32,
-    limits: F32,
+    products: F64,
+    half_a: F64,
+    half_b: F64,
+    limits: F64,
     queries: F32,
     bank: F32,
     query_ids: I64,
@@ -185,9 +185,19 @@ def rank_within(
 ) -> None:
     """Rank every column whose key is at most the row's limit by its canonical distance."""
     terms = np.empty(max(1, bank.shape[1]), np.float64)
+    num_cols = products.shape[1]
     for i in range(products.shape[0]):
-        for j in range(products.shape[1]):
-            if half_a[i] + half_b[j] - products[i, j] > limits[i] or query_ids[i] == bank_ids[j]:
+        row = products[i]
+        least = half_a[i] - limits[i]
+        for start in range(0, num_cols, _CHUNK):
+            stop = min(start + _CHUNK, num_cols)
+            part, half_part = row[start:stop], half_b[start:stop]
+            hits = 0
+            for j in range(stop - start):
+                hits += part[j] >= half_part[j] + least
+            if hits == 0:
                 continue
-            distance = canonical(queries[i], bank[j], terms, is_product)
-            rank(out_distances[i], out_ids[i], distance, bank_ids[j])
+            for j in range(start, stop):
+                if row[j] >= half_b[j] + least and query_ids[i] != bank_ids[j]:
+                    distance = canonical(queries[i], bank[j], terms, is_product)
+                    rank(out_distances[i], out_ids[i], distance, bank_ids[j])

@@ -147,29 +147,30 @@ def _rerank(task: Search, lists: Candidates, rows: Range, ids: Tensor, distances
         task.bank.ids.numpy(),
         lists.keys[own].numpy(),
         lists.positions[own].numpy(),
-        task.filter.is_product,
+        task.filter.frame.is_product,
         ids[own].numpy(),
         distances[own].numpy(),
     )
 
 
 def _search_again(task: Search, again: Tensor, ids: Tensor, distances: Tensor) -> None:
-    """Rank everything that the filter cannot exclude, given the k-th distance found so far."""
+    """Rank what a float64 filter cannot exclude, given the k-th distance found so far."""
     limits = task.filter.limits(distances[again, -1])
     found = (torch.full((again.shape[0], task.k), -1), torch.full_like(distances[again], torch.inf))
-    bank = task.filter.bank
+    queries = task.filter.frame.apply(task.queries[again], torch.float64)
     for start, stop in _ranges(task.bank.rows.shape[0], BANK_BLOCK):
         other = slice(start, stop)
+        bank = task.filter.frame.apply(task.bank.rows[other], torch.float64)
         knn_compiled.rank_within(
-            _products(task.filter.queries.rows[again], bank.rows[other]),
-            task.filter.queries.half[again].numpy(),
-            bank.half[other].numpy(),
+            (queries.rows @ bank.rows.T).numpy(),
+            queries.half.numpy(),
+            bank.half.numpy(),
             limits.numpy(),
             task.queries[again].numpy(),
             task.bank.rows[other].numpy(),
             task.query_ids[again].numpy(),
             task.bank.ids[other].numpy(),
-            task.filter.is_product,
+            task.filter.frame.is_product,
             found[0].numpy(),
             found[1].numpy(),
         )

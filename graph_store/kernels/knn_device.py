@@ -48,7 +48,8 @@ def _preselect(task: Search, own: slice) -> Candidates:
     num_queries = task.filter.queries.rows[own].shape[0]
     keys = task.queries.new_full((num_queries, size), torch.inf)
     positions = torch.zeros(num_queries, size, dtype=torch.int32, device=keys.device)
-    for start, block in _key_blocks(task, torch.arange(own.start, own.start + num_queries)):
+    queries = torch.arange(own.start, own.start + num_queries)
+    for start, block in _key_blocks(task, queries, torch.float32):
         best = block.topk(min(size, block.shape[1]), dim=1, largest=False)
         both = torch.cat([keys, best.values], 1)
         where = torch.cat([positions, (best.indices + start).to(torch.int32)], 1)
@@ -57,14 +58,16 @@ def _preselect(task: Search, own: slice) -> Candidates:
     return Candidates(keys, positions)
 
 
-def _key_blocks(task: Search, queries: Int64[Tensor, " m"]) -> Iterator[tuple[int, Tensor]]:
+def _key_blocks(
+    task: Search, queries: Int64[Tensor, " m"], dtype: torch.dtype
+) -> Iterator[tuple[int, Tensor]]:
     """First bank row and keys of each block of the bank; inf at a query's own node."""
     queries = queries.to(task.queries.device)
-    rows, half = task.filter.queries.rows[queries], task.filter.queries.half[queries]
-    bank, own = task.filter.bank, task.query_ids[queries]
-    for start in range(0, bank.rows.shape[0], BANK_BLOCK):
+    a, own = task.filter.frame.apply(task.queries[queries], dtype), task.query_ids[queries]
+    for start in range(0, task.bank.rows.shape[0], BANK_BLOCK):
         other = slice(start, start + BANK_BLOCK)
-        keys = half[:, None] + bank.half[other] - rows @ bank.rows[other].T
+        b = task.filter.frame.apply(task.bank.rows[other], dtype)
+        keys = a.half[:, None] + b.half - a.rows @ b.rows.T
         keys[own[:, None] == task.bank.ids[other]] = torch.inf
         yield start, keys
 
@@ -90,12 +93,12 @@ def _rerank(task: Search, own: slice, lists: Candidates) -> Found:
 def _search_again(
     task: Search, queries: Int64[Tensor, " m"], farthest: Float64[Tensor, " m"]
 ) -> Found:
-    """Rank everything that the filter cannot exclude, given the k-th distance found so far."""
+    """Rank what a float64 filter cannot exclude, given the k-th distance found so far."""
     limits = task.filter.limits(farthest)[:, None]
     ids = torch.full((queries.shape[0], task.k), -1, device=queries.device)
     distances = torch.full_like(ids, torch.inf, dtype=torch.float64)
     step = max(1, PAIR_NUMBERS // (queries.shape[0] * max(1, task.bank.rows.shape[1])))
-    for start, keys in _key_blocks(task, queries):
+    for start, keys in _key_blocks(task, queries, torch.float64):
         for first in range(0, keys.shape[1], step):
             near = keys[:, first : first + step] <= limits
             at = torch.arange(first, first + near.shape[1], device=keys.device) + start
@@ -110,7 +113,9 @@ def _search_again(
 
 
 def _distances(task: Search, a: Float32[Tensor, "... D"], b: Float32[Tensor, "... D"]) -> Tensor:
-    return canonical_distances(a, b, "inner_product" if task.filter.is_product else "euclidean")
+    return canonical_distances(
+        a, b, "inner_product" if task.filter.frame.is_product else "euclidean"
+    )
 
 
 def _nearest(ids: Int64[Tensor, "m c"], distances: Float64[Tensor, "m c"], k: int) -> Found:

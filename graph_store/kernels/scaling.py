@@ -1,13 +1,15 @@
-"""Rows as the float32 filter of the kNN search sees them, and how far its values can be off.
+"""Rows as the filter of the kNN search sees them, and how far its values can be off.
 
-The filter works on key(x, y) = |x|^2/2 + |y|^2/2 - xy, half the squared distance ("inner_product":
-on -xy). Rows are shifted by a common centre, which leaves distances alone and makes lengths and
-hence errors small, and scaled by a power of two, which is exact and keeps squares in range.
+The filter is float32, and float64 for queries of which float32 cannot tell the neighbours (tight
+clusters, ties). It works on key(x, y) = |x|^2/2 + |y|^2/2 - xy, half the squared distance; for
+"inner_product" on -xy. Rows are shifted by a common centre, which leaves distances alone and makes
+lengths and hence errors small, and scaled by a power of two, which is exact and keeps squares in
+range.
 
-Error: with u = 2^-24, D terms per product and rows of length at most N, the product and the two
-half lengths are off by D u N^2 each and D u N^2 together, shifting by 4 u N^2, and the sums and
-comparisons by less than 10 u N^2: together less than 2 (D + 16) u N^2 = `guard`. Section 4 of
-"incremental exact kNN" has the general form; sums may be taken in any order.
+Error: with u the unit round-off, D terms per product and rows of length at most N, the product and
+the two half lengths are off by D u N^2 each and D u N^2 together, shifting by 4 u N^2, and the sums
+and comparisons by less than 14 u N^2: together less than 2 (D + 16) u N^2. Sums may be taken in any
+order.
 """
 
 from __future__ import annotations
@@ -15,12 +17,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float32, Float64, Int64
+from jaxtyping import Bool, Float, Float32, Float64, Int64
 from torch import Tensor
 
 from .rows import Metric
 
-UNIT_ROUNDOFF = 2.0**-24
+UNIT_ROUNDOFF = {torch.float32: 2.0**-24, torch.float64: 2.0**-53}
 # Queries with entries this much larger than the bank's could overflow in its frame.
 MAX_RATIO = 2.0**20
 
@@ -29,37 +31,8 @@ MAX_RATIO = 2.0**20
 class Scaled:
     """Shifted and scaled rows. `half` is |row|^2/2, or 0 for inner products."""
 
-    rows: Float32[Tensor, "n D"]
-    half: Float32[Tensor, " n"]
-
-
-@dataclass(frozen=True)
-class Filter:
-    """Both sides of a search; `factor` turns canonical (squared) distances into the filter's."""
-
-    queries: Scaled
-    bank: Scaled
-    guard: float
-    factor: float
-    is_product: bool
-
-    def limits(self, distances: Float64[Tensor, " m"]) -> Float32[Tensor, " m"]:
-        """Rows at most this far have a key of at most this: the distance's key plus the guard."""
-        return _round_up(self.true_keys(distances) + self.guard)
-
-    def certain(
-        self, distances: Float64[Tensor, " m"], bounds: Float32[Tensor, " m"]
-    ) -> Bool[Tensor, " m"]:
-        """Whether every row whose key is at least `bounds` is farther than `distances`.
-
-        Lists with room left (`bounds` = inf) have left out nothing.
-        """
-        is_farther = torch.lt(self.true_keys(distances) + self.guard, bounds.to(torch.float64))
-        return is_farther.logical_or(torch.isinf(bounds))
-
-    def true_keys(self, distances: Float64[Tensor, " m"]) -> Float64[Tensor, " m"]:
-        scaled = distances * self.factor
-        return scaled if self.is_product else scaled.square().div(2)
+    rows: Float[Tensor, "n D"]
+    half: Float[Tensor, " n"]
 
 
 @dataclass(frozen=True)
@@ -70,13 +43,48 @@ class Frame:
     center: Float32[Tensor, " D"] | None
     is_product: bool
 
-    def apply(self, rows: Float32[Tensor, "n D"]) -> Scaled:
-        shifted = rows * self.scale
+    def apply(self, rows: Float32[Tensor, "n D"], dtype: torch.dtype = torch.float32) -> Scaled:
+        shifted = rows.to(dtype) * self.scale
         if self.center is not None:
             shifted -= self.center
         if self.is_product:
             return Scaled(shifted, shifted.new_zeros(rows.shape[0]))
         return Scaled(shifted, torch.linalg.vector_norm(shifted, dim=1).square().div(2))
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Both sides of a search in float32; `longest` bounds the lengths of their rows."""
+
+    queries: Scaled
+    bank: Scaled
+    frame: Frame
+    longest: float
+
+    def limits(self, distances: Float64[Tensor, " m"]) -> Float64[Tensor, " m"]:
+        """Rows at most this far have a float64 key of at most this."""
+        # Twice, because the distance itself is rounded too.
+        return self.true_keys(distances) + 2 * self._guard(torch.float64)
+
+    def certain(
+        self, distances: Float64[Tensor, " m"], bounds: Float32[Tensor, " m"]
+    ) -> Bool[Tensor, " m"]:
+        """Whether every row whose key is at least `bounds` is farther than `distances`.
+
+        Lists with room left (`bounds` = inf) have left out nothing.
+        """
+        is_farther = torch.lt(
+            self.true_keys(distances) + self._guard(torch.float32), bounds.to(torch.float64)
+        )
+        return is_farther.logical_or(torch.isinf(bounds))
+
+    def true_keys(self, distances: Float64[Tensor, " m"]) -> Float64[Tensor, " m"]:
+        if self.frame.is_product:
+            return distances * self.frame.scale**2
+        return (distances * self.frame.scale).square().div(2)
+
+    def _guard(self, dtype: torch.dtype) -> float:
+        return 2 * (self.bank.rows.shape[1] + 16) * UNIT_ROUNDOFF[dtype] * self.longest**2
 
 
 @dataclass(frozen=True)
@@ -95,12 +103,9 @@ class Bank:
         largest = _largest_entry(queries)
         if largest > MAX_RATIO * self.largest:
             return self._reframed(largest).filter(queries)
-        frame = self.frame
-        scaled = self.scaled if queries is self.rows else frame.apply(queries)
+        scaled = self.scaled if queries is self.rows else self.frame.apply(queries)
         longest = max(self.longest, _longest(scaled.rows))
-        guard = 2 * (queries.shape[1] + 16) * UNIT_ROUNDOFF * longest**2
-        factor = frame.scale**2 if frame.is_product else frame.scale
-        return self, Filter(scaled, self.scaled, guard, factor, frame.is_product)
+        return self, Filter(scaled, self.scaled, self.frame, longest)
 
     def _reframed(self, largest: float) -> Bank:
         return _bank_in_frame(self.rows, self.ids, largest, self.frame.is_product)
@@ -134,9 +139,3 @@ def _power_of_two(largest: float) -> float:
     """2^-e with largest 2^-e in [0.5, 1); within float32's normal range."""
     exponent = torch.frexp(torch.tensor(largest, dtype=torch.float64)).exponent.item()
     return 2.0 ** -max(-120, min(120, int(exponent)))
-
-
-def _round_up(x: Float64[Tensor, " m"]) -> Float32[Tensor, " m"]:
-    rounded = x.to(torch.float32)
-    up = torch.nextafter(rounded, torch.full_like(rounded, torch.inf))
-    return torch.where(rounded.to(torch.float64) < x, up, rounded)

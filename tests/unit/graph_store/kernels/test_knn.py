@@ -63,6 +63,7 @@ ROWS: dict[str, Callable[[], Tensor]] = {
     "huge": lambda: 1e30 * randn(900, 5),
     "tiny": lambda: 1e-30 * randn(900, 5),
     "one outlier": lambda: torch.cat([randn(899, 5), torch.full((1, 5), 1e9)]),
+    "tight clusters": lambda: normalize_rows(randn(5, 9).repeat(160, 1) + 1e-4 * randn(800, 9)),
     "zeros": lambda: torch.zeros(50, 3),
 }
 
