@@ -3,8 +3,8 @@
 Neighbours are ordered by (canonical distance, id); see `rows.canonical_distances`. Products of
 float32 rows only preselect k + pad candidates per query; `scaling` says how far they can be off. A
 query whose k-th canonical distance is not below the last preselected value by that much is searched
-again with float64 products, and then every row that these cannot exclude is ranked. So results equal a brute force over
-canonical distances, ids and order, on any device and for any number of threads.
+again with float64 products, and every row that these cannot exclude is ranked. So results equal a
+brute force over canonical distances, ids and order, on any device and with any number of threads.
 
 Distances are returned in float64 (for "inner_product": minus the inner product). Merge them
 in float64, and round to float32 only what is stored.
