@@ -7,7 +7,9 @@ EXTRAS ?= cpu,hf,s3,dev
 PYTEST_ARGS ?=
 
 PY    := $(VENV)/bin/python
-STAMP := $(VENV)/.installed
+comma := ,
+# One stamp per set of extras: another set installs what is missing.
+STAMP := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 PARTS := cluster datasets graph_store trainers tune
 # Only folders that hold Python files: mypy stops at an empty one.
 TYPED := $(foreach part,$(PARTS),$(if $(wildcard $(part)/*.py),-p labelmesh.$(part)))

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 import labelmesh as lm
+from labelmesh.cluster.api import Cluster
 from labelmesh.trainers.run_dir import RunDir
 
 METHODS = ("supervised", "fixmatch", "lpdssl", "dag")
@@ -40,28 +41,31 @@ def main() -> None:
             print(table(rows), flush=True)
 
 
-def run_one(cluster: object, method: str, seed: int, args: argparse.Namespace) -> dict[str, float]:
+def run_one(cluster: Cluster, method: str, seed: int, args: argparse.Namespace) -> dict[str, float]:
     """The numbers of one run, trained now or read from its folder."""
     from labelmesh.trainers.config import parse_overrides
 
     name = f"{method}-{args.dataset}-{seed}"
     run = RunDir(str(Path(args.out, name).absolute()))
-    if not run.exists("result.json"):
-        start = time.perf_counter()
-        overrides = {
-            "data.uri": args.data,
-            "data.num_nodes": args.num_nodes,
-            "data.split_seed": seed,
-            "seed": seed,
-            "train.epochs": args.epochs,
-            "train.baseline_steps": 0,
-            **parse_overrides(args.set),
-        }
-        cluster.train(  # type: ignore[attr-defined]
-            f"{method}-{args.dataset}", set=overrides, name=name, out=args.out, resume=run.exists()
-        )
+    overrides = {
+        "data.uri": args.data,
+        "data.num_nodes": args.num_nodes,
+        "data.split_seed": seed,
+        "seed": seed,
+        "train.epochs": args.epochs,
+        "train.baseline_steps": 0,
+        **parse_overrides(args.set),
+    }
+    is_new = not run.exists()
+    start = time.perf_counter()
+    # A finished run is read, after a check that it is of this configuration.
+    cluster.train(
+        f"{method}-{args.dataset}", set=overrides, name=name, out=args.out, resume=not is_new
+    )
+    if is_new:
         run.write_json("wall.json", {"seconds": time.perf_counter() - start})
-    numbers: dict[str, float] = run.read_json("result.json") | run.read_json("wall.json")
+    wall = run.read_json("wall.json") if run.exists("wall.json") else {"seconds": float("nan")}
+    numbers: dict[str, float] = run.read_json("result.json") | wall
     print(name, json.dumps(numbers), flush=True)
     return numbers
 

@@ -21,6 +21,7 @@ from ..trainers.config import (
 )
 from ..trainers.launch import launch
 from ..trainers.predict import Predictor
+from ..trainers.prepare import prepare
 from ..trainers.report import write_report
 from ..trainers.run_dir import RunDir
 from .resources import check as check_resources
@@ -103,13 +104,14 @@ class Cluster:
         uri = f"{(out or spec.output.uri).rstrip('/')}/{spec.name}"
         run = RunDir(absolute_uri(uri))
         spec = with_absolute_uris(spec)
+        prepared = prepare(spec, run, resume=resume)
         if spec.train.engine == "deepspeed":
             self._start()
             import ray
 
             have = ray.cluster_resources()
             check_resources(spec, cpus=have.get("CPU", 0.0), gpus=have.get("GPU", 0.0))
-        launch(spec, run, resume=resume, on_event=on_event or (lambda event: None))
+        launch(spec, run, prepared, on_event=on_event or (lambda event: None))
         finished = Run(run.uri)
         if run.local_path is not None:
             finished.report()

@@ -47,14 +47,12 @@ class BatchSource:
         epoch: int,
         round: int | None,
         mine: range,
-        progress: Callable[[int], float],
     ) -> Iterator[tuple[int, int, Batch]]:
         """(step, micro-batch index, batch) of this rank, in order.
 
         Args:
             round: The round to read pseudo-labels and neighbours from; None = none published.
             mine: Indices of this rank's micro-batches within every step.
-            progress: Share of the training done at a step.
         """
         items = ((step, index) for step in range(plan.num_steps) for index in mine)
 
@@ -73,11 +71,7 @@ class BatchSource:
 
         for step, index, nodes, pseudo, neighborhood in prefetch(load, items, depth=3):
             seed = derive_seed(self.seed, "batch", phase.name, epoch, step, index)
-            yield (
-                step,
-                index,
-                self._batch(nodes, phase, pseudo, neighborhood, seed, progress(step)),
-            )
+            yield step, index, self._batch(nodes, phase, pseudo, neighborhood, seed)
 
     def _batch(
         self,
@@ -86,7 +80,6 @@ class BatchSource:
         pseudo: PseudoLabels | None,
         neighborhood: Neighborhood | None,
         seed: int,
-        progress: float,
     ) -> Batch:
         generator = torch.Generator().manual_seed(seed)
 
@@ -106,7 +99,6 @@ class BatchSource:
             else neighborhood_to(neighborhood, self.device),
             view=view,
             generator=generator,
-            progress=progress,
         )
 
 

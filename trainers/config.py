@@ -48,6 +48,19 @@ class DataSpec(_Section):
     cache_mb: int = Field(512, ge=0)
     max_broken_share: Share = 0.01
 
+    @model_validator(mode="after")
+    def _one_source_of_labels(self) -> DataSpec:
+        if self.split_file is not None and self.labels_per_class is not None:
+            raise ValueError(
+                "data.labels_per_class and data.split_file both choose the labeled samples; "
+                "give one of them"
+            )
+        if self.split_file is not None and None in (self.split_dataset, self.split_num_labels):
+            raise ValueError("data.split_file needs data.split_dataset and data.split_num_labels")
+        if self.split_file is None and (self.split_dataset or self.split_num_labels):
+            raise ValueError("data.split_dataset and data.split_num_labels need data.split_file")
+        return self
+
 
 class ModelSpec(_Section):
     backbone: str = "cnn_small"
@@ -64,8 +77,9 @@ class GraphSpec(_Section):
 
 
 class RefreshSpec(_Section):
+    """Rounds are computed with the averaged network; `train.ema_decay = 0` makes it the trained."""
+
     every_epochs: int = Field(1, ge=1)
-    network: Literal["ema", "student"] = "ema"
 
 
 class TrainSpec(_Section):
@@ -103,6 +117,27 @@ class TrainSpec(_Section):
     keep_checkpoints: int = Field(2, ge=1)
     extract_batch_size: int = Field(128, ge=1)
     deepspeed: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _used(self) -> TrainSpec:
+        ours = {
+            "train_batch_size": "train.batch_size",
+            "train_micro_batch_size_per_gpu": "train.micro_batches",
+            "gradient_accumulation_steps": "train.micro_batches",
+            "gradient_clipping": "train.grad_clip",
+            "bf16": "train.precision",
+            "fp16": "train.precision",
+            "torch_autocast": "train.precision",
+            "optimizer": "train.optimizer",
+            "scheduler": "train.schedule",
+        }
+        for key in self.deepspeed.keys() & ours.keys():
+            raise ValueError(f"train.deepspeed.{key} is decided by {ours[key]}; set that instead")
+        if self.step_epochs and self.schedule != "step":
+            raise ValueError("train.step_epochs is used by train.schedule = 'step' alone")
+        if self.cosine_end is not None and self.schedule != "cosine":
+            raise ValueError("train.cosine_end is used by train.schedule = 'cosine' alone")
+        return self
 
     @model_validator(mode="after")
     def _divides(self) -> TrainSpec:

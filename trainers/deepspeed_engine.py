@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -58,27 +58,28 @@ class DeepSpeedEngine:
     """Wraps `deepspeed.initialize`; the process group must exist."""
 
     def __init__(self, network: Network, train: TrainSpec, device: torch.device) -> None:
-        os.environ.setdefault("DS_ACCELERATOR", "cuda" if device.type == "cuda" else "cpu")
+        os.environ["DS_ACCELERATOR"] = "cuda" if device.type == "cuda" else "cpu"
         import deepspeed
 
         self.network = network
         self.device = device
         self.comm: Comm = ProcessGroupComm(device)
-        bf16 = uses_bf16(train, device)
-        self._dtype = torch.bfloat16 if bf16 else torch.float32
         network.to(device)
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=_Flat(network),
             optimizer=make_optimizer(network, train),
-            config=deepspeed_config(train, world_size=self.comm.world_size, bf16=bf16),
+            config=deepspeed_config(
+                train, world_size=self.comm.world_size, bf16=uses_bf16(train, device)
+            ),
+            # Ray shows every GPU of a node to each of its workers: the rank's own is `device`.
+            args=SimpleNamespace(device_rank=device.index or 0),
             dist_init_required=False,
         )
 
     def __call__(self, inputs: Tensor, neighborhood: Neighborhood | None = None) -> ModelOutput:
         hops = () if neighborhood is None else neighborhood.hops
-        hops = tuple(replace(h, features=h.features.to(self._dtype)) for h in hops)
         flat = [t for h in hops for t in (h.index, h.node_ids, h.features, h.density)]
-        features, logits = self._engine(inputs.to(self._dtype), *flat)
+        features, logits = self._engine(inputs, *flat)
         return ModelOutput(features.float(), logits.float())
 
     def micro_step(self, loss: Tensor, *, lr: float, last: bool) -> None:
@@ -110,14 +111,18 @@ class DeepSpeedEngine:
 
 
 def deepspeed_config(train: TrainSpec, *, world_size: int, bf16: bool) -> dict[str, Any]:
-    """DeepSpeed's configuration: what Labelmesh decides, then the user's own keys as they are."""
+    """DeepSpeed's configuration: what Labelmesh decides, then the user's own keys as they are.
+
+    bf16 is autocast: weights and buffers stay float32, so that batch norm, the averaged network and
+    prediction work alike in every engine.
+    """
     micro_batch = train.batch_size // train.micro_batches
     config: dict[str, Any] = {
         "train_batch_size": train.batch_size,
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": train.micro_batches // world_size,
         "gradient_clipping": train.grad_clip,
-        "bf16": {"enabled": bf16},
+        "torch_autocast": {"enabled": bf16, "dtype": "bfloat16"},
         "zero_optimization": {"stage": 0},
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 2**31 - 1,

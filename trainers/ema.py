@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -67,10 +67,3 @@ class Ema(Generic[NetworkType]):
         decay = ramped_decay(self.decay, self.num_updates)
         average(self.network.state_dict(), network.state_dict(), decay)
         self.num_updates += 1
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"num_updates": self.num_updates, "network": self.network.state_dict()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.num_updates = int(state["num_updates"])
-        self.network.load_state_dict(state["network"])

@@ -116,9 +116,9 @@ class Evaluator:
         return LabelScore(right / judged if judged else float("nan"), judged)
 
     def node_accuracy(self, predicted: Int64[Tensor, " n"]) -> float:
-        """Accuracy of labels for the run's nodes over those whose label was hidden."""
+        """Accuracy of labels over the nodes whose own label was hidden; -1 is left out."""
         truth = self._truth_of_nodes()
-        judged = (self._node_labels == UNLABELED) & (truth >= 0)
+        judged = (self._node_labels == UNLABELED) & (truth >= 0) & (predicted >= 0)
         return float((predicted == truth)[judged].float().mean()) if judged.any() else float("nan")
 
     def truth_for_report(self, node_ids: Int64[Tensor, " m"]) -> Int64[Tensor, " m"]:

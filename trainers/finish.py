@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,17 +18,25 @@ from ..datasets.schema import DatasetInfo
 from .checkpoint import plain_state
 from .evaluate import NetworkScore
 from .loop import Training, refresh
+from .method import OWN_PREDICTION
 from .refresh import extract
 
-_GIVEN, _GRAPH, _NETWORK = 0, 1, 2
-SOURCES = ("given", "graph", "network")
+_NONE, _GIVEN, _GRAPH, _NETWORK = 0, 1, 2, 3
+SOURCES = ("none", "given", "graph", "network")
 _REPORT_POINTS = 2000
 _REPORT_IMAGES = 48
 
 
 @dataclass(frozen=True)
 class NodeLabels:
-    """The run's answer for every node. `source` indexes SOURCES; `confidence` is a probability."""
+    """The run's answer for every node.
+
+    Attributes:
+        label: -1 for a node whose sample could not be read.
+        confidence: The averaged network's probability of that label, 1 where it was given: the
+            network's opinion on what the graph says, comparable between methods.
+        source: Indexes SOURCES; "none" where label is -1.
+    """
 
     label: Int64[Tensor, " n"]
     confidence: Float[Tensor, " n"]
@@ -95,43 +104,49 @@ def score_test(training: Training) -> NetworkScore:
 def _node_labels(training: Training, round: int) -> NodeLabels:
     """Given labels, else the graph's where it gave one, else the network's; collective.
 
-    Every node's row is filled by one rank, so the sum over ranks is the whole.
+    Every node's row is filled by one rank, so the sum over ranks is the whole; rows that no rank
+    could read stay at label -1.
     """
-    store, comm = training.source.store, training.engine.comm
+    comm = training.engine.comm
     num_nodes = len(training.labels)
-    label = torch.zeros(num_nodes, dtype=torch.int64)
+    label_plus_1 = torch.zeros(num_nodes, dtype=torch.int64)
     confidence = torch.zeros(num_nodes)
-    source = torch.zeros(num_nodes, dtype=torch.int64)
-    chunk = training.spec.train.extract_batch_size
+    source = torch.full((num_nodes,), _NONE)
+    for ids, labels, beliefs, origins in _answers(training, round):
+        label_plus_1[ids], confidence[ids], source[ids] = labels + 1, beliefs, origins
+    label = comm.all_sum(label_plus_1) - 1
+    confidence, source = comm.all_sum(confidence), comm.all_sum(source)
+    given = training.labels >= 0
+    label[given], confidence[given], source[given] = training.labels[given], 1.0, _GIVEN
+    return NodeLabels(label, confidence, source)
 
-    def fill(ids: Tensor, probs: Tensor, origin: Tensor) -> None:
-        confidence[ids], label[ids] = probs.max(1)
-        source[ids] = origin
 
+def _answers(training: Training, round: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """(ids, labels, confidences, sources) of this rank's share of the readable nodes."""
+    store, comm = training.source.store, training.engine.comm
+    num_nodes, chunk = len(training.labels), training.spec.train.extract_batch_size
     if store is None:
-        parts = extract(
+        for part in extract(
             training.ema.network,
             training.source,
             num_nodes=num_nodes,
             chunk=chunk,
             comm=comm,
             neighbors=None,
-        )
-        for part in parts:
-            fill(part.node_ids, part.probs, torch.full_like(part.node_ids, _NETWORK))
-    else:
-        for start in range(comm.rank * chunk, num_nodes, comm.world_size * chunk):
-            ids = torch.arange(start, min(start + chunk, num_nodes))
-            pseudo = store.pseudo_labels(ids, round=round)
-            probs = store.read("probs", ids, round=round)
-            from_graph = pseudo.weight > 0
-            origin = torch.where(from_graph, _GRAPH, _NETWORK)
-            fill(ids, torch.where(from_graph[:, None], pseudo.probs, probs), origin)
-    label, source = comm.all_sum(label), comm.all_sum(source)
-    confidence = comm.all_sum(confidence)
-    given = training.labels >= 0
-    label[given], confidence[given], source[given] = training.labels[given], 1.0, _GIVEN
-    return NodeLabels(label, confidence, source)
+        ):
+            beliefs, labels = part.probs.max(1)
+            yield part.node_ids, labels, beliefs, torch.full_like(labels, _NETWORK)
+        return
+    for start in range(comm.rank * chunk, num_nodes, comm.world_size * chunk):
+        ids = torch.arange(start, min(start + chunk, num_nodes))
+        ids = ids[store.read("present", ids, round=round)]
+        pseudo = store.pseudo_labels(ids, round=round)
+        probs = store.read("probs", ids, round=round)
+        own = pseudo.extra.get(OWN_PREDICTION, torch.zeros(len(ids), dtype=torch.bool))
+        from_graph = (pseudo.weight > 0) & ~own.bool()
+        labels = torch.where(from_graph, pseudo.probs.argmax(1), probs.argmax(1))
+        beliefs = probs.gather(1, labels[:, None])[:, 0]
+        yield ids, labels, beliefs, torch.where(from_graph, _GRAPH, _NETWORK)
 
 
 def _write_labels(training: Training, labels: NodeLabels, keys: pa.Array, round: int) -> None:
@@ -173,8 +188,9 @@ def _write_report_data(
     generator = torch.Generator().manual_seed(training.spec.seed)
     some = torch.randperm(num_nodes, generator=generator)[:_REPORT_POINTS].sort().values
     given = (training.labels >= 0).nonzero().flatten()
-    points = torch.cat([given[:200], some[labels.source[some] != _GIVEN]])
-    unlabeled = some[labels.source[some] != _GIVEN][:_REPORT_IMAGES]
+    found = some[labels.source[some] >= _GRAPH]
+    points = torch.cat([given[:200], found])
+    unlabeled = found[:_REPORT_IMAGES]
     data: dict[str, Any] = {
         "confusion": score.confusion.numpy(),
         "class_names": np.array(info.classes),

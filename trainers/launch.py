@@ -6,18 +6,18 @@ import hashlib
 import math
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from ..datasets.manifest import load_info
-from ..datasets.splits import Split
 from ..graph_store.local_store import LocalStore
 from ..graph_store.store import GraphStore, StoreSpec
 from . import checkpoint
 from .config import RunSpec
-from .prepare import forget_after, prepare
+from .prepare import Prepared, forget_after
 from .run_dir import RunDir, environment
 from .worker import Job, local_engine, run_job
 
@@ -29,25 +29,29 @@ class RunFailed(RuntimeError):
     """The run broke while training; the message is the first cause."""
 
 
-def launch(spec: RunSpec, run: RunDir, *, resume: bool, on_event: OnEvent) -> dict[str, float]:
-    """Run to the end; returns the numbers of `result.json`.
+def launch(
+    spec: RunSpec, run: RunDir, prepared: Prepared, *, on_event: OnEvent
+) -> dict[str, float]:
+    """Run what `prepare` let through to the end; returns the numbers of `result.json`.
 
     Raises:
-        ConfigError, ValueError: Bad input, before anything was written.
         RunFailed: The run broke; the run directory holds its last checkpoint.
     """
-    split, checkpoint_name = prepare(spec, run, resume=resume)
     if run.exists("result.json"):
         return dict(run.read_json("result.json"))
     run.write_text("config.toml", spec.to_toml())
     run.write_json("environment.json", environment())
-    split.save(run.child(SPLIT_FILE))
-    forget_after(run, checkpoint_name)
-    store = _open_store(spec, run, split, checkpoint_name)
-    job = Job(spec, run, run.child(SPLIT_FILE), store, checkpoint_name)
+    prepared.split.save(run.child(SPLIT_FILE))
+    forget_after(run, prepared.checkpoint)
+    store = _open_store(spec, run, prepared)
     try:
+        if store is not None and prepared.checkpoint is None:
+            labels = prepared.split.labels
+            store.put_labels(torch.arange(len(labels)), labels)
+        job = Job(spec, run, run.child(SPLIT_FILE), store, prepared.checkpoint)
         if spec.train.engine == "local":
-            run_job(job, local_engine, local_device(), on_event)
+            with _own_torch_settings():
+                run_job(job, local_engine, local_device(), on_event)
         else:
             _run_on_ray(job, on_event)
     finally:
@@ -56,31 +60,40 @@ def launch(spec: RunSpec, run: RunDir, *, resume: bool, on_event: OnEvent) -> di
     return dict(run.read_json("result.json"))
 
 
+@contextmanager
+def _own_torch_settings() -> Iterator[None]:
+    """Leaves the caller's thread count and determinism as they were."""
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+
+
 def local_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _open_store(
-    spec: RunSpec, run: RunDir, split: Split, checkpoint_name: str | None
-) -> GraphStore | None:
-    """An empty store with the given labels, or the checkpoint's; None where no graph is used."""
+def _open_store(spec: RunSpec, run: RunDir, prepared: Prepared) -> GraphStore | None:
+    """An empty store, or the checkpoint's; None where no graph is used."""
     if not spec.method.uses_graph:
         return None
-    saved = None if checkpoint_name is None else checkpoint.store_uri(run, checkpoint_name)
+    name = prepared.checkpoint
+    saved = None if name is None else checkpoint.store_uri(run, name)
     make = _local_store if spec.train.engine == "local" else _ray_store
-    num_nodes, num_classes = len(split.rows), load_info(spec.data.uri).num_classes
-    store = make(spec, run, num_nodes, num_classes, saved)
-    if saved is None:
-        store.put_labels(torch.arange(num_nodes), split.labels)
-    return store
+    num_classes = load_info(spec.data.uri).num_classes
+    return make(spec, run, len(prepared.split.rows), num_classes, saved)
 
 
 def _local_store(
     spec: RunSpec, run: RunDir, num_nodes: int, num_classes: int, saved: str | None
 ) -> GraphStore:
-    if saved is not None:
-        return LocalStore.restore(saved)
     graph = spec.graph
+    device = str(local_device()) if graph.device == "auto" else graph.device
+    if saved is not None:
+        return LocalStore.restore(saved, device=device)
     return LocalStore(
         StoreSpec(
             num_nodes=num_nodes,
@@ -90,7 +103,7 @@ def _local_store(
             metric=graph.metric,
             dtype=graph.dtype,
             backend=graph.backend,
-            device=str(local_device()) if graph.device == "auto" else graph.device,
+            device=device,
         )
     )
 
@@ -181,6 +194,7 @@ def root_cause(error: BaseException) -> str:
 
 def _train_worker(config: dict[str, Any]) -> None:
     import ray.train
+    import ray.train.torch
 
     from .deepspeed_engine import DeepSpeedEngine
 
@@ -190,7 +204,9 @@ def _train_worker(config: dict[str, Any]) -> None:
     if job.spec.train.threads_per_worker is None:
         local_ranks = max(context.get_local_world_size(), 1)
         torch.set_num_threads(max(1, math.floor((os.cpu_count() or 1) / local_ranks)))
-    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    # Ray hides no GPU from a worker that asked for none; such a worker stays on the CPU.
+    on_gpu = job.spec.resources.gpus_per_trainer > 0
+    device = ray.train.torch.get_device() if on_gpu else torch.device("cpu")
     run_job(job, DeepSpeedEngine, device, lambda event: board.add.remote(event))
     ray.train.report({})
 

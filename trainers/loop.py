@@ -17,7 +17,6 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from ..datasets.sampler import Plan, make_plan
-from ..datasets.schema import UNLABELED
 from . import checkpoint
 from .batches import BatchSource
 from .config import RunSpec
@@ -33,6 +32,7 @@ from .statistics import StepStatistics, average_over_ranks
 
 Emit = Callable[[dict[str, Any]], None]
 LOG_EVERY_STEPS = 20
+WARM_UP = Phase("warmup", "labeled")
 
 
 @dataclass
@@ -98,8 +98,8 @@ def train(training: Training, *, resume_from: str | None = None) -> None:
 def warm_up(training: Training) -> None:
     """Steps on the labeled nodes alone, before there are features worth a graph."""
     train_spec = training.spec.train
-    plan = plan_phase(training, Phase("warmup", "labeled"), num_steps=train_spec.warmup_steps)
-    run_phase(training, Phase("warmup", "labeled"), plan, round=None, epochs_span=(0.0, 0.0))
+    plan = plan_phase(training, WARM_UP, num_steps=train_spec.warmup_steps)
+    run_phase(training, WARM_UP, plan, round=None, epochs_span=(0.0, 0.0))
 
 
 def train_epoch(training: Training) -> None:
@@ -123,18 +123,37 @@ def train_epoch(training: Training) -> None:
 
 
 def plan_phase(training: Training, phase: Phase, *, num_steps: int | None) -> Plan:
-    """Which nodes each step visits: a function of seed, epoch and phase alone."""
-    train_spec = training.spec.train
-    return make_plan(
-        phase.nodes,
+    """Which nodes each step of the present epoch visits."""
+    return plan_of(
+        training.spec,
+        phase,
         training.labels,
-        batch_size=train_spec.batch_size,
-        labeled_per_batch=train_spec.labeled_per_batch,
-        micro_batches=train_spec.micro_batches,
-        seed=training.source.seed,
         epoch=training.epoch,
         num_steps=num_steps,
         groups=training.groups,
+    )
+
+
+def plan_of(
+    spec: RunSpec,
+    phase: Phase,
+    labels: Int64[Tensor, " N"],
+    *,
+    epoch: int,
+    num_steps: int | None,
+    groups: Int64[Tensor, " N"] | None,
+) -> Plan:
+    """Which nodes each step visits: a function of seed, epoch and phase alone."""
+    return make_plan(
+        phase.nodes,
+        labels,
+        batch_size=spec.train.batch_size,
+        labeled_per_batch=spec.train.labeled_per_batch,
+        micro_batches=spec.train.micro_batches,
+        seed=spec.seed,
+        epoch=epoch,
+        num_steps=num_steps,
+        groups=groups,
     )
 
 
@@ -166,7 +185,6 @@ def run_phase(
         epoch=training.epoch,
         round=round,
         mine=mine,
-        progress=lambda step: at(step) / spec.train.epochs,
     )
     start = time.perf_counter()
     engine.network.train()
@@ -193,14 +211,11 @@ def run_phase(
 
 
 def refresh(training: Training, round: int) -> None:
-    """Compute round `round` with the network that `refresh.network` names."""
-    ema = training.spec.refresh.network == "ema"
-    network: Network = training.ema.network if ema else training.engine.network
-    network.eval()
+    """Compute round `round` with the averaged network."""
     record = run_round(
         round,
         method=training.method,
-        network=network,
+        network=training.ema.network,
         source=training.source,
         num_nodes=len(training.labels),
         chunk=training.spec.train.extract_batch_size,
@@ -270,14 +285,14 @@ def train_baseline(training: Training, num_steps: int) -> None:
     )
 
 
-def num_training_steps(spec: RunSpec, labels: Int64[Tensor, " N"]) -> int:
+def num_training_steps(training: Training) -> int:
     """Optimiser steps of the whole run, the warm-up among them."""
-    train_spec = spec.train
-    per_epoch = train_spec.steps_per_epoch
-    if per_epoch is None:
-        unlabeled = int((labels == UNLABELED).sum())
-        per_epoch = -(-unlabeled // max(train_spec.batch_size - train_spec.labeled_per_batch, 1))
-    return train_spec.warmup_steps + train_spec.epochs * per_epoch * len(spec.method.phases)
+    train_spec = training.spec.train
+    plans = [
+        plan_phase(training, phase, num_steps=train_spec.steps_per_epoch)
+        for phase in training.spec.method.phases
+    ]
+    return train_spec.warmup_steps + train_spec.epochs * sum(plan.num_steps for plan in plans)
 
 
 class _Meter:

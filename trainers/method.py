@@ -21,6 +21,10 @@ from torch import Tensor, nn
 
 from ..graph_store.view import GraphView, Neighborhood, NodeState, PseudoLabels
 
+OWN_PREDICTION = "own_prediction"
+"""Optional column of `PseudoLabels.extra`: true where a row is the network's own prediction, kept
+by the method, and so no word of the graph."""
+
 ViewName = Literal["plain", "weak", "strong"]
 Nodes = Literal["labeled", "unlabeled", "mixed", "all"]
 
@@ -84,7 +88,6 @@ class Batch:
         view: `view("strong")` or `view("weak", rows)`: normalised float inputs `b c h w`; drawn
             afresh from `generator` at each call. `rows` is a boolean mask or indices.
         generator: The only source of randomness (CPU), a function of seed, step and micro-batch.
-        progress: Share of the training done, in [0, 1).
     """
 
     phase: str
@@ -94,7 +97,6 @@ class Batch:
     neighborhood: Neighborhood | None
     view: Callable[..., Tensor]
     generator: torch.Generator
-    progress: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from ..graph_store.local_store import LocalStore
 from ..graph_store.store import GraphStore
 from .config import RunSpec
 from .evaluate import predict_batch
+from .networks import build_network, make_views
 from .prepare import load_config_text
 from .run_dir import RunDir
-from .worker import build_network, make_views
 
 
 class Predictor:
@@ -46,7 +46,7 @@ class Predictor:
         self._hops = self.spec.method.predict_hops
         self._store: GraphStore | None = None
         if self._hops:
-            self._store = LocalStore.restore(run.child("store"))
+            self._store = LocalStore.restore(run.child("store"), device=str(self._device))
         self._plain = make_views(self.spec.data, self.shape)["plain"]
 
     def predict(self, inputs: Any, *, batch_size: int = 512) -> Any:

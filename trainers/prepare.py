@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import tomllib
+from dataclasses import dataclass
 from typing import Any
+
+import torch
 
 from ..datasets import splits
 from ..datasets.importing import import_dataset
 from ..datasets.manifest import check as check_dataset
 from ..datasets.manifest import load_info, load_labels, splits_of
+from ..datasets.schema import DatasetInfo
 from ..datasets.splits import Split
 from . import checkpoint
 from .config import ConfigError, RunSpec, parse_spec
+from .loop import WARM_UP, plan_of
+from .networks import build_network, make_views
 from .run_dir import RunDir
 
 
-def prepare(spec: RunSpec, run: RunDir, *, resume: bool) -> tuple[Split, str | None]:
-    """Check everything that can be checked before anything is started or written.
+@dataclass(frozen=True)
+class Prepared:
+    """What a run starts from: its split, and the checkpoint to go on from (None: the start)."""
 
-    Returns:
-        The split, and the checkpoint to go on from (None: from the start).
+    split: Split
+    checkpoint: str | None
+
+
+def prepare(spec: RunSpec, run: RunDir, *, resume: bool) -> Prepared:
+    """Check everything that can be checked before anything is started or written.
 
     Raises:
         ConfigError, ValueError, FileNotFoundError: One sentence for the user.
@@ -37,6 +48,7 @@ def prepare(spec: RunSpec, run: RunDir, *, resume: bool) -> tuple[Split, str | N
     info = load_info(spec.data.uri)
     split = make_run_split(spec)
     num_nodes = len(split.rows)
+    _try_parts(spec, info, split)
     if spec.method.uses_graph and spec.graph.k >= num_nodes:
         raise ConfigError(
             f"graph.k = {spec.graph.k} is not below the number of nodes, {num_nodes}; lower graph.k"
@@ -48,7 +60,22 @@ def prepare(spec: RunSpec, run: RunDir, *, resume: bool) -> tuple[Split, str | N
             f"no labeled sample of class {names} in {spec.data.uri}; every class needs at least one"
         )
     done = checkpoint.committed(run)
-    return split, done[-1] if done else None
+    return Prepared(split, done[-1] if done else None)
+
+
+def _try_parts(spec: RunSpec, info: DatasetInfo, split: Split) -> None:
+    """Make what workers will make, so that what cannot be made is said before they start."""
+    make_views(spec.data, info.shape)
+    build_network(spec, spec.method, info.shape, info.num_classes)
+    if spec.graph.device != "auto":
+        try:
+            torch.device(spec.graph.device)
+        except RuntimeError:
+            raise ConfigError(
+                f"graph.device = {spec.graph.device!r} is no device; use 'auto', 'cpu' or 'cuda'"
+            ) from None
+    for phase in (*spec.method.phases, WARM_UP):
+        plan_of(spec, phase, split.labels, epoch=0, num_steps=None, groups=None)
 
 
 def import_builtin(spec: RunSpec) -> None:
@@ -63,8 +90,8 @@ def make_run_split(spec: RunSpec) -> Split:
     info = load_info(data.uri)
     published = None
     if data.split_file is not None:
-        if data.split_dataset is None or data.split_num_labels is None:
-            raise ConfigError("data.split_file needs data.split_dataset and data.split_num_labels")
+        assert data.split_dataset is not None
+        assert data.split_num_labels is not None
         published = splits.published_split(
             data.split_file, data.split_dataset, data.split_num_labels, data.split_number
         )
@@ -120,5 +147,5 @@ def forget_after(run: RunDir, checkpoint_name: str | None) -> None:
     run.keep_lines("rounds.jsonl", lambda r: r["epoch"] < epoch)
     run.keep_lines(
         "metrics.jsonl",
-        lambda r: r["epoch"] < epoch or (r["kind"] == "eval" and r["epoch"] == epoch > 0),
+        lambda r: r["epoch"] < epoch or (r.get("split") == "val" and r["epoch"] == epoch > 0),
     )

@@ -242,7 +242,12 @@ def label_rows(labels: pa.Table | None) -> list[dict[str, str]]:
     if labels is None or not labels.num_rows:
         return []
     grouped = labels.group_by("source").aggregate([("label", "count"), ("confidence", "mean")])
-    names = {"given": "given", "graph": "found by the graph", "network": "found by the network"}
+    names = {
+        "given": "given",
+        "graph": "found by the graph",
+        "network": "found by the network",
+        "none": "none: the sample could not be read",
+    }
     rows = sorted(grouped.to_pylist(), key=lambda row: list(names).index(row["source"]))
     total = pc.sum(grouped["label_count"]).as_py()
     return [

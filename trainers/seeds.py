@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 
-import torch
-
 
 def derive_seed(seed: int, *path: int | str) -> int:
     """A 63-bit seed that depends on `seed` and on every part of `path`, and on nothing else.
@@ -16,8 +14,3 @@ def derive_seed(seed: int, *path: int | str) -> int:
     text = "/".join([str(seed), *map(str, path)])
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
-
-
-def generator(seed: int, *path: int | str) -> torch.Generator:
-    """A CPU generator seeded by `derive_seed`."""
-    return torch.Generator().manual_seed(derive_seed(seed, *path))

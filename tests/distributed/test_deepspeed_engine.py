@@ -25,7 +25,7 @@ class TinyNetwork(Network):
 
     def __init__(self) -> None:
         super().__init__()
-        self.body = nn.Sequential(nn.Linear(5, 6), nn.Tanh())
+        self.body = nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.Tanh())
         self.classifier = nn.Linear(6, 3)
 
     def features(self, inputs: Tensor) -> Tensor:
@@ -79,6 +79,7 @@ def worker(rank: int, port: int, folder: str) -> None:
     dist.init_process_group("gloo", rank=rank, world_size=2)
     for stage in STAGES:
         one_stage(rank, stage, Path(folder, str(stage)))
+    bf16_step(rank, Path(folder, "bf16.pt"))
     dist.barrier()
     dist.destroy_process_group()
 
@@ -99,6 +100,16 @@ def one_stage(rank: int, stage: int, folder: Path) -> None:
         with one.gathered():
             if rank == 0:
                 torch.save(one.network.state_dict(), folder / f"{name}.pt")
+
+
+def bf16_step(rank: int, path: Path) -> None:
+    from labelmesh.trainers.deepspeed_engine import DeepSpeedEngine
+
+    cpu = torch.device("cpu")
+    engine = DeepSpeedEngine(network(), spec(num_workers=2, precision="bf16"), cpu)
+    take_steps(engine, range(STEPS), [rank])
+    if rank == 0:
+        torch.save(engine.network.state_dict(), path)
 
 
 @pytest.fixture(scope="module")
@@ -122,10 +133,19 @@ def test_two_ranks_step_like_one_process_and_resume_exactly(stage: int, two_rank
     take_steps(local, range(STEPS), [0, 1])
     undisturbed = torch.load(two_ranks / str(stage) / "undisturbed.pt", weights_only=True)
     resumed = torch.load(two_ranks / str(stage) / "resumed.pt", weights_only=True)
-    for name, expected in local.network.state_dict().items():
+    for name, expected in local.network.named_parameters():
         # Sums of two gradients; clipping's norm is added up in another order.
         torch.testing.assert_close(undisturbed[name], expected, rtol=1e-5, atol=1e-6)
         assert torch.equal(undisturbed[name], resumed[name]), name
+
+
+def test_bf16_keeps_float32_weights_near_the_float32_run(two_ranks: Path) -> None:
+    bf16 = torch.load(two_ranks / "bf16.pt", weights_only=True)
+    plain = torch.load(two_ranks / "0" / "undisturbed.pt", weights_only=True)
+    for name, expected in plain.items():
+        assert bf16[name].dtype == expected.dtype
+        torch.testing.assert_close(bf16[name], expected, rtol=0.1, atol=0.03)
+    assert any(not torch.equal(bf16[n], plain[n]) for n in plain)
 
 
 def test_local_engine_resumes_exactly(tmp_path: Path) -> None:

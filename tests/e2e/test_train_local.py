@@ -146,6 +146,75 @@ def test_hidden_labels_reach_no_training_code(finished: Run, digits: str, tmp_pa
     assert run.metrics["nodes/accuracy"] != finished.metrics["nodes/accuracy"]
 
 
+def test_labels_hidden_by_a_split_reach_no_training_code(digits: str, tmp_path: Path) -> None:
+    import shutil
+
+    import pyarrow as pa
+    from labelmesh.datasets.splits import write_split
+
+    runs = []
+    for scrambled in (False, True):
+        copy = tmp_path / f"digits-{scrambled}"
+        shutil.copytree(digits, copy)
+        write_split(str(copy), labels_per_class=4, seed=0)
+        if scrambled:
+            table = pq.read_table(copy / "manifest.parquet")
+            hidden = table["label"].to_numpy() < 0
+            for name in ("truth", "imported_label"):
+                values = np.where(hidden, 0, table[name].fill_null(-1).to_numpy())
+                at = table.column_names.index(name)
+                table = table.set_column(at, name, pa.array(values))
+            pq.write_table(table, copy / "manifest.parquet")
+        config = tmp_path / f"{scrambled}.toml"
+        config.write_text(
+            f'name="c"\n[data]\nuri="{copy}"\n[method]\nname="dag"\n[train]\nepochs=1\n'
+        )
+        skipped = {"data.uri", "data.num_nodes", "data.val_share", "train.epochs"}
+        overrides = {k: v for k, v in FAST.items() if k not in skipped}
+        runs.append(
+            lm.connect().train(config, set=overrides, name=f"{scrambled}", out=str(tmp_path))
+        )
+    a, b = (load_file(r.path / "model.safetensors") for r in runs)
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_unreadable_sample_gets_no_label(digits: str, tmp_path: Path) -> None:
+    import shutil
+
+    from labelmesh.datasets.manifest import load_index
+
+    copy = tmp_path / "digits"
+    shutil.copytree(digits, copy)
+    index = load_index(str(copy))
+    shard = copy / index.shards[int(index.shard_ids[5])]
+    content = bytearray(shard.read_bytes())
+    start = int(index.offsets[5])
+    content[start : start + int(index.sizes[5])] = bytes(int(index.sizes[5]))
+    shard.write_bytes(content)
+    changes = {"data__num_nodes": 1438, "data__val_share": 0.0, "train__epochs": 1}
+    run = train(str(copy), tmp_path, **changes)
+    rows = run.labels().to_pylist()
+    broken = [r for r in rows if r["key"] == index.keys[5].as_py()]
+    assert [(r["label"], r["source"], r["confidence"]) for r in broken] == [(-1, "none", 0.0)]
+    assert all(r["label"] >= 0 for r in rows if r not in broken)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "sentence"),
+    [
+        ("model__backbone", "nope", "known are"),
+        ("data__weak", "nope", "known are"),
+        ("graph__device", "gpu", "is no device"),
+    ],
+)
+def test_parts_that_cannot_be_made_are_refused_before_the_start(
+    key: str, value: str, sentence: str, digits: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        train(digits, tmp_path, **{key: value})
+    assert not (tmp_path / "run").exists()
+
+
 class Killed(RuntimeError):
     pass
 

@@ -79,7 +79,7 @@ def test_an_old_python_is_refused_with_a_sentence(tmp_path: Path) -> None:
 
 
 def test_a_finished_environment_is_not_installed_again(tmp_path: Path) -> None:
-    (tmp_path / ".installed").touch()
+    (tmp_path / ".installed-cpu-hf-s3-dev").touch()
     done = make(f"VENV={tmp_path}", "env")
     assert (done.returncode, "pip" in done.stdout) == (0, False)
 

@@ -6,7 +6,11 @@ sample from its own feature and its neighbours' (DNA, `layers/neighbor_attention
 Symbols: B the label bank (`NodeState.probs`), rho density, sigma the longest step of a path,
 lambda the weight of the regulariser R, h number of hops.
 
+Where the paper is silent, always: banks are filled by the averaged network; a mixed sample sees the
+neighbours of both its parents, its share drawn per row; R looks at the mixed predictions.
+
 Departures, all off by default:
+- `paths = "join"`: a node whose path meets the path of a labeled node takes the label found there.
 - `unlabeled_view = "strong"`: unlabeled rows are trained on strong views. The paper knows only
   flips and crops; with a handful of labels per class the network then repeats its own mistakes.
 - `pseudo_weight = "agreement"`: a label that came along a path weighs as much as the label bank
@@ -28,7 +32,7 @@ from ...graph_store.view import GraphView, Neighborhood, NodeState, PseudoLabels
 from ..labeling import normalize_rows_to_one, onehot, targets_and_weight
 from ..layers.neighbor_attention import NeighborClassifier, join_neighborhoods
 from ..losses import entropy_and_balance, mix, mixup_pairs, soft_cross_entropy
-from ..method import Batch, Loss, Method, Network, NetworkCall, Phase
+from ..method import OWN_PREDICTION, Batch, Loss, Method, Network, NetworkCall, Phase
 
 LABELED, BELOW, ABOVE, BANK, JOINED = 0, 1, 2, 3, 4
 """Where a node's label came from: given, LP-L, LP-LU, the label bank, a path that is joined."""
@@ -92,7 +96,12 @@ class DAG(Method):
             on_path = (source != LABELED) & (source != BANK)
             weight = torch.where(on_path, believed.to(weight), weight)
         usable = state.present & (probs.sum(dim=1) > 0)
-        extra = {"source": source, "parent": paths.parent, "path_length": paths.path_length}
+        extra = {
+            "source": source,
+            "parent": paths.parent,
+            "path_length": paths.path_length,
+            OWN_PREDICTION: source == BANK,
+        }
         return PseudoLabels(probs, torch.where(usable, weight, 0.0), extra)
 
     def _path_labels(self, graph: GraphView, paths: DensityPaths) -> tuple[Tensor, Tensor]:

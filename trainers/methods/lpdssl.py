@@ -4,6 +4,9 @@ Per round: affinity `max(0, s)^gamma` on the kNN graph of the features, propagat
 `(I - alpha S) F = Y`, pseudo-label `argmax F_i` with certainty `omega_i = 1 - H(F_i) / log C`
 (scaled by its maximum) and class weight `zeta_j = 1 / |{i : y^_i = j}|` (scaled by its maximum).
 Every sample then costs `omega_i zeta_{y^_i} CE` (eq. 11), labeled ones with omega 1.
+
+Departures: features come from the averaged network (the paper's do so in its mean-teacher variant
+alone), and the columns of Y are divided by their label counts only with `balance_classes`.
 """
 
 from __future__ import annotations

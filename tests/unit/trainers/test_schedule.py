@@ -8,7 +8,7 @@ import pytest
 from labelmesh.trainers.config import TrainSpec
 from labelmesh.trainers.rounds import RoundSchedule
 from labelmesh.trainers.schedule import learning_rate
-from labelmesh.trainers.seeds import derive_seed, generator
+from labelmesh.trainers.seeds import derive_seed
 
 
 def test_cosine_is_whole_at_the_start_half_in_the_middle_zero_at_the_end() -> None:
@@ -47,4 +47,3 @@ def test_seeds_differ_by_every_part_of_the_path() -> None:
     seeds |= {derive_seed(0, "a", 2), derive_seed(0, "a"), derive_seed(0, "a", 11)}
     assert len(seeds) == 6
     assert all(0 <= s < 2**63 for s in seeds)
-    assert generator(0, "a").initial_seed() == derive_seed(0, "a")
