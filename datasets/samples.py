@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import struct
 import threading
-import zlib
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,8 +12,8 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
+from .decoding import open_image
 from .files import join, locate
 from .manifest import SampleIndex
 from .shards import read_ranges
@@ -64,13 +61,10 @@ def decode_image(data: bytes, shape: tuple[int, ...]) -> np.ndarray:
     Raises:
         ValueError: It cannot be decoded, or is not of this shape.
     """
-    try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            mode, pixels = image.mode, np.asarray(image)
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as error:
-        raise ValueError(f"cannot be decoded ({str(error).split(' <')[0]})") from None
-    if mode != _MODES[shape[0]]:
-        raise ValueError(f"is a {mode} image, expected {_MODES[shape[0]]}")
+    image = open_image(data, _FORMATS)
+    if image.mode != _MODES[shape[0]]:
+        raise ValueError(f"is a {image.mode} image, expected {_MODES[shape[0]]}")
+    pixels = np.asarray(image)
     pixels = pixels[None] if shape[0] == 1 else pixels.transpose(2, 0, 1)
     if pixels.shape != shape:
         raise ValueError(f"has shape {pixels.shape}, expected {shape}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import zlib
 from collections.abc import Sequence
 
 from .files import join, list_files, locate, read_bytes
@@ -43,7 +44,7 @@ def read_maybe_gzip(uri: str) -> bytes:
         return content
     try:
         return gzip.decompress(content)
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{uri}: broken gzip file ({error})") from None
 
 

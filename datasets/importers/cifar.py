@@ -19,6 +19,7 @@ from ..schema import DatasetInfo, SplitName
 from ..sources import name_of, require_source
 from ..writer import DatasetWriter
 
+_TRAIN_NAMES = tuple(f"data_batch_{i}" for i in range(1, 6))
 _TEST_NAMES = ("test_batch", "test")
 _META_NAMES = ("batches.meta", "meta")
 
@@ -36,25 +37,28 @@ def import_samples(
         labels: "fine" or "coarse": CIFAR-100's 100 classes or its 20.
 
     Raises:
-        ValueError: Not such an archive, a batch is missing or damaged, or it holds something that
-            no CIFAR batch does.
+        ValueError: Not such an archive, a batch is missing, damaged or of another size than the
+            others, or it holds something that no CIFAR batch does.
     """
     source = require_source(source, "cifar-10-python.tar.gz, cifar-100-python.tar.gz or a folder")
     if labels not in ("fine", "coarse"):
         raise ValueError(f"labels = {labels!r}: must be 'fine' or 'coarse'")
     writer = DatasetWriter(dest, name=name_of(source, name), kind="image")
     classes: list[str] | None = None
-    counts: dict[str, int] = {"train": 0, "test": 0}
+    sizes: dict[str, int] = {}
     for base, content in _batches(source):
         body = _unpickle(content, f"{source}: {base}")
         if base in _META_NAMES:
             classes = _class_names(body, labels)
         else:
             split: SplitName = "test" if base in _TEST_NAMES else "train"
-            counts[split] += _add_batch(writer, split, base, body, labels, source)
-    if classes is None or not counts["train"] or not counts["test"]:
+            sizes[base] = _add_batch(writer, split, base, body, labels, source)
+    _check_batches(sizes, source)
+    num_test = sum(sizes.get(base, 0) for base in _TEST_NAMES)
+    num_train = sum(sizes.values()) - num_test
+    if classes is None or not num_train or not num_test:
         raise ValueError(
-            f"{source}: found {counts['train']} train and {counts['test']} test images and "
+            f"{source}: found {num_train} train and {num_test} test images and "
             f"{'no' if classes is None else 'a'} file of class names; it may be cut off"
         )
     return writer.finish(classes)
@@ -83,6 +87,19 @@ def _is_batch(base: str) -> bool:
     return base.startswith("data_batch_") or base in ("train", *_TEST_NAMES, *_META_NAMES)
 
 
+def _check_batches(sizes: dict[str, int], source: str) -> None:
+    """CIFAR-10's five batches must be there; an image's number follows from their one size."""
+    present = {base: size for base, size in sizes.items() if base.startswith("data_batch_")}
+    unknown = sorted(set(present) - set(_TRAIN_NAMES))
+    if unknown:
+        raise ValueError(f"{source}: has {unknown[0]}, expected {', '.join(_TRAIN_NAMES)}")
+    missing = [base for base in _TRAIN_NAMES if base not in present]
+    if present and missing:
+        raise ValueError(f"{source}: has no {', '.join(missing)}; it may be cut off")
+    if len(set(present.values())) > 1:
+        raise ValueError(f"{source}: batches differ in their number of images: {present}")
+
+
 def _class_names(body: dict[Any, Any], labels: str) -> list[str]:
     fields = _text_keys(body)
     names = fields.get("label_names", fields.get(f"{labels}_label_names"))
@@ -107,7 +124,7 @@ def _add_batch(
     if truth is None or len(truth) != len(data):
         raise ValueError(f"{source}: {base} has {len(data)} images, but other labels")
     # Archives list the batches in any order; the original order is that of their numbers.
-    number = int(base.rsplit("_", 1)[-1]) - 1 if base.startswith("data_batch_") else 0
+    number = int(base.rsplit("_", 1)[-1]) - 1 if base in _TRAIN_NAMES else 0
     first = number * len(data)
     for i, (image, label) in enumerate(zip(data.reshape(-1, 3, 32, 32), truth), start=first):
         writer.add(split, f"{split}-{i:06d}", image, truth=int(label), order=i)

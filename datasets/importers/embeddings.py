@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from ..files import read_bytes, read_columns
@@ -56,7 +57,7 @@ def import_samples(
     is_test = _draw_test(labels, test_share, seed)
     writer = DatasetWriter(dest, name=name_of(source, name), kind="embedding")
     for i, (row, label) in enumerate(zip(features, labels.tolist())):
-        key = str(keys[i]) if keys is not None else f"row-{i:07d}"
+        key = _text(keys[i]) if keys is not None else f"row-{i:07d}"
         truth = None if label == UNLABELED else label
         writer.add("test" if is_test[i] else "train", key, row, truth=truth)
     return writer.finish(class_names(classes or named, int(labels.max(initial=-1)) + 1))
@@ -68,23 +69,24 @@ def _read(source: str) -> tuple[Any, Any, Any, Any]:
         return _read_parquet(source)
     try:
         loaded = np.load(io.BytesIO(read_bytes(source)), allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise ValueError(f"{source}: no .npz, .npy or .parquet file ({error})") from None
-    if isinstance(loaded, np.ndarray):
-        return loaded, None, None, None
-    with loaded:
-        arrays = dict(loaded)
+        if isinstance(loaded, np.ndarray):
+            return loaded, None, None, None
+        with loaded:
+            arrays = dict(loaded)
+    except Exception as error:
+        # A damaged file can raise anything: BadZipFile, zlib.error, TokenError of its header, ...
+        raise ValueError(f"{source}: no readable .npz, .npy or .parquet file ({error})") from None
     features = arrays.get("features", arrays.get("X"))
     if features is None:
         raise ValueError(f"{source}: has the arrays {sorted(arrays)}, but no `features` or `X`")
-    names = [str(n) for n in arrays["classes"]] if "classes" in arrays else None
+    names = [_text(n) for n in arrays["classes"]] if "classes" in arrays else None
     return features, arrays.get("labels", arrays.get("y")), arrays.get("keys"), names
 
 
 def _read_parquet(source: str) -> tuple[Any, Any, Any, Any]:
     try:
         table = read_columns(source, None)
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{source}: not a readable Parquet file ({error})") from None
     present = table.column_names
     if "features" not in present:
@@ -92,18 +94,32 @@ def _read_parquet(source: str) -> tuple[Any, Any, Any, Any]:
     lists = table["features"].combine_chunks()
     if lists.null_count:
         raise ValueError(f"{source}: row {lists.is_null().index(True).as_py()} has no features")
-    flat = lists.flatten().to_numpy(zero_copy_only=False)
-    if not len(lists) or len(flat) % len(lists):
-        raise ValueError(f"{source}: rows of `features` differ in length")
     labels = next(
         (table[c].fill_null(UNLABELED) for c in ("label", "labels") if c in present), None
     )
     return (
-        flat.reshape(len(lists), -1),
+        _stack(lists, source),
         None if labels is None else labels.to_numpy(),
         table["key"].to_pylist() if "key" in present else None,
         None,
     )
+
+
+def _stack(lists: Any, source: str) -> np.ndarray:
+    is_list = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    if not any(test(lists.type) for test in is_list):
+        raise ValueError(f"{source}: `features` has type {lists.type}; expected lists of numbers")
+    lengths = sorted(pc.unique(pc.list_value_length(lists)).to_pylist())
+    if len(lengths) != 1:
+        raise ValueError(
+            f"{source}: rows of `features` have the lengths {lengths[:10]}; expected one length"
+        )
+    flat: np.ndarray = lists.flatten().to_numpy(zero_copy_only=False)
+    return flat.reshape(len(lists), lengths[0])
+
+
+def _text(value: Any) -> str:
+    return value.decode(errors="backslashreplace") if isinstance(value, bytes) else str(value)
 
 
 def _matrix(features: Any, source: str) -> np.ndarray:

@@ -1,18 +1,18 @@
 """Images in folders: one folder per class, plus `unlabeled/` for those whose class nobody knows.
 
 `train/`, `val/` and `test/` above the class folders are optional; without them every image is a
-training sample, but for the share that is drawn for testing.
+training sample, but for the share that is drawn for testing. Images in no class folder are skipped.
 """
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from PIL import Image
 
+from ..decoding import open_image
 from ..files import join, list_files, read_bytes
 from ..schema import SPLIT_NAMES, UNLABELED, DatasetInfo, SplitName
 from ..sources import name_of, require_source
@@ -41,8 +41,8 @@ def import_samples(
         channels: 3 (RGB) or 1 (grey).
         test_share: Share of the images with a class that become test samples, where the folder has
             no `test/`.
-        max_broken_share: Largest share of files that may be unreadable; they are skipped and named
-            in dataset.json.
+        max_broken_share: Largest share of files that may be unreadable or lie in no class folder;
+            they are skipped and named in dataset.json.
 
     Raises:
         ValueError: No class folders, images of different sizes, or too many broken ones.
@@ -50,9 +50,9 @@ def import_samples(
     source = require_source(source, "a folder with a folder of images per class")
     if channels not in (1, 3):
         raise ValueError(f"channels = {channels}: must be 1 (grey) or 3 (RGB)")
-    if size is not None and len(size) != 2:
-        raise ValueError(f"size = {size!r}: must be two numbers, height and width")
-    files = _images(source)
+    if size is not None and (len(size) != 2 or min(size) < 1):
+        raise ValueError(f"size = {size!r}: must be two positive numbers, height and width")
+    files, loose = _images(source)
     classes = sorted({folder for _, folder, _ in files} - {_UNLABELED_FOLDER})
     if not classes:
         raise ValueError(f"{source}: has no class folders with images ({', '.join(_ENDINGS)})")
@@ -63,31 +63,41 @@ def import_samples(
     writer = DatasetWriter(
         dest, name=name_of(source, name), kind="image", max_broken_share=max_broken_share
     )
+    for path in loose:
+        writer.skip(path, "lies in no class folder")
     for split, target, (_, _, path) in zip(splits, truth, files):
         try:
-            image = _load(read_bytes(join(source, path)), size, channels)
-        except (OSError, SyntaxError, ValueError) as error:
-            writer.skip(path, f"cannot be decoded ({str(error).split(' <')[0]})")
+            file = open_image(read_bytes(join(source, path)))
+        except OSError as error:
+            writer.skip(path, f"cannot be read ({error})")
+            continue
+        except ValueError as error:
+            writer.skip(path, str(error))
             continue
         # WebDataset cuts keys at the first dot of the file name.
         folder, slash, base = path.rpartition("/")
         key = folder + slash + base.replace(".", "_")
+        image = _pixels(file, size, channels)
         writer.add(split, key, image, truth=None if target == UNLABELED else target)
     return writer.finish(classes)
 
 
-def _images(source: str) -> list[tuple[SplitName, str, str]]:
-    """(split, class folder, path) of every image file, sorted by path."""
+def _images(source: str) -> tuple[list[tuple[SplitName, str, str]], list[str]]:
+    """(split, class folder, path) of every image file by path; paths of those in no such folder."""
     found: list[tuple[SplitName, str, str]] = []
+    loose: list[str] = []
     for path in list_files(source):
-        parts = path.split("/")
-        split: SplitName = "train"
-        for name in SPLIT_NAMES:
-            if parts[0] == name:
-                split, parts = name, parts[1:]
-        if len(parts) > 1 and path.lower().endswith(_ENDINGS):
-            found.append((split, parts[0], path))
-    return found
+        if not path.lower().endswith(_ENDINGS):
+            continue
+        folders = path.split("/")[:-1]
+        # Once: below a split, a folder of such a name is a class.
+        split = next((name for name in SPLIT_NAMES if folders[:1] == [name]), None)
+        classes = folders if split is None else folders[1:]
+        if classes:
+            found.append((split or "train", classes[0], path))
+        else:
+            loose.append(path)
+    return found, loose
 
 
 def _draw_test(
@@ -99,9 +109,8 @@ def _draw_test(
     return ["test" if i in drawn else split for i, split in enumerate(splits)]
 
 
-def _load(content: bytes, size: Sequence[int] | None, channels: int) -> np.ndarray:
-    with Image.open(io.BytesIO(content)) as file:
-        image = file.convert("L" if channels == 1 else "RGB")
+def _pixels(file: Image.Image, size: Sequence[int] | None, channels: int) -> np.ndarray:
+    image = file.convert("L" if channels == 1 else "RGB")
     if size is not None:
         image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
     pixels = np.asarray(image)

@@ -7,15 +7,14 @@ lists of labeled samples apply.
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-from PIL import Image
 
+from ..decoding import open_image
 from ..files import join, list_files, locate
 from ..schema import DatasetInfo, SplitName
 from ..sources import class_names, name_of, require_source
@@ -88,10 +87,9 @@ def cut_tiles(webp: bytes, count: int, source: str) -> np.ndarray:
         ValueError: It cannot be decoded, or is no square of a square number of tiles.
     """
     try:
-        with Image.open(io.BytesIO(webp), formats=["WEBP", "PNG"]) as image:
-            pixels = np.asarray(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"{source} cannot be decoded ({error})") from None
+        pixels = np.asarray(open_image(webp, ("WEBP", "PNG")).convert("RGB"))
+    except ValueError as error:
+        raise ValueError(f"{source} {error}") from None
     per_side = int(np.ceil(np.sqrt(count)))
     side = pixels.shape[0] // per_side if per_side else 0
     if not count or pixels.shape[:2] != (side * per_side, side * per_side):

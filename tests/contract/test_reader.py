@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from labelmesh.datasets.samples import decode_image
 from labelmesh.datasets.splits import write_split
 from labelmesh.datasets.truth import load_truth
 from labelmesh.datasets.writer import DatasetWriter, encode_png
+from PIL import Image
 
 NUM_NODES = 40
 SHAPES = {"image": (3, 6, 5), "embedding": (7,)}
@@ -294,6 +296,16 @@ def test_image_of_another_shape_or_mode_is_broken() -> None:
         decode_image(encode_png(image), (3, 5, 5))
     with pytest.raises(ValueError, match="is a L image, expected RGB"):
         decode_image(encode_png(image[:1]), (3, 6, 5))
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((6, 5), 40_000, np.uint16)).save(buffer, "PNG")
+    with pytest.raises(ValueError, match="has 16-bit mode I;16; convert to 8 bits"):
+        decode_image(buffer.getvalue(), (1, 6, 5))
+
+
+def test_image_of_too_many_pixels_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(ValueError, match=r"cannot be decoded .*exceeds limit"):
+        decode_image(encode_png(values_of("image")[0]), (3, 6, 5))
 
 
 def test_reader_refuses_what_is_not_there(local_images: str) -> None:
