@@ -20,6 +20,7 @@ from torch import Tensor
 
 from . import knn_compiled
 from .compiled import Task, task_threads
+from .precision import exact_products
 from .scaling import Bank, Filter
 
 # 512 x 1024 products stay in a core's cache between the multiplication and the comparison.
@@ -58,7 +59,7 @@ def search(task: Search) -> Found:
     num_queries = task.queries.shape[0]
     # Blocks small enough that every thread gets one.
     size = max(1, min(QUERY_BLOCK, -(-num_queries // torch.get_num_threads())))
-    with task_threads() as run:
+    with exact_products(task.queries.device), task_threads() as run:
         run(partial(_offer_bank, task, lists, block) for block in _ranges(num_queries, size))
         return _rank(task, lists, lists.keys[:, -1], run)
 
@@ -70,7 +71,7 @@ def self_join(task: Search) -> Found:
         return search(task)
     lists = _empty_lists(task)
     blocks = _ranges(num_rows, QUERY_BLOCK)
-    with task_threads() as run:
+    with exact_products(task.queries.device), task_threads() as run:
         run(partial(_offer_bank, task, lists, block, block) for block in blocks)
         # Pairs of a round share no block, so no two threads write to the same lists.
         for pairs in _tournament(len(blocks)):
@@ -85,7 +86,7 @@ def rank_candidates(task: Search, lists: Candidates, bounds: Float32[Tensor, " m
         lists: Keys may be in any order, and are inf where there is no candidate.
         bounds: No key outside a query's list is below this; inf where the list has everything.
     """
-    with task_threads() as run:
+    with exact_products(task.queries.device), task_threads() as run:
         return _rank(task, lists, bounds, run)
 
 

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from jaxtyping import Float32, Float64, Int64
 from torch import Tensor
 
 from .knn_cpu import PAD, Candidates, Found, Search
+from .precision import exact_products
 from .rows import canonical_distances
 
 QUERY_BLOCK = 4096
 BANK_BLOCK = 16384
 # Pairs whose float64 differences are held at once.
-PAIR_NUMBERS = 1 << 26
+PAIR_NUMBERS = 1 << 24
 
 
 def search(task: Search) -> Found:
@@ -31,7 +31,7 @@ def search(task: Search) -> Found:
 
 
 def _search_block(task: Search, own: slice) -> Found:
-    with _full_precision_products():
+    with exact_products(task.queries.device):
         lists = _preselect(task, own)
         ids, distances = _rerank(task, own, lists)
         certain = task.filter.certain(distances[:, -1], lists.keys[:, -1])
@@ -122,14 +122,3 @@ def _nearest(ids: Int64[Tensor, "m c"], distances: Float64[Tensor, "m c"], k: in
     from .knn import merge_topk
 
     return merge_topk([ids], [distances], k)
-
-
-@contextmanager
-def _full_precision_products() -> Iterator[None]:
-    """TF32 products would be further off than the filter allows for."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .compiled import compiled, for_each_range, split_rows
+from .precision import exact_products
 
 
 def multiply_rows(
@@ -30,7 +31,8 @@ def multiply_rows(
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
             sparse = torch.sparse_csr_tensor(offsets, cols, vals, (num_rows, f.shape[0]))
-        return sparse @ f
+        with exact_products(f.device):
+            return sparse @ f
     out = torch.empty(num_rows, f.shape[1], dtype=dtype)
     row, col, val = offsets.numpy(), cols.numpy(), vals.numpy()
     dense, product = f.detach().numpy(), out.numpy()
