@@ -59,11 +59,12 @@ def check_rows(
     check_ids(spec, node_ids, distinct=True)
     check_columns("features", features, len(node_ids), spec.dim)
     _check_finite("features", features, node_ids)
-    if spec.dtype == "float16":
-        _check_fits_half(features, node_ids)
+    stored = torch.float16 if spec.dtype == "float16" else torch.float32
+    _check_fits("features", features, node_ids, stored)
     if probs is not None:
         check_columns("probs", probs, len(node_ids), spec.num_classes)
         _check_finite("probs", probs, node_ids)
+        _check_fits("probs", probs, node_ids, torch.float32)
 
 
 def check_labels(spec: StoreSpec, node_ids: Int64[Tensor, " m"], labels: Tensor) -> None:
@@ -85,10 +86,11 @@ def check_labels(spec: StoreSpec, node_ids: Int64[Tensor, " m"], labels: Tensor)
 def check_query(spec: StoreSpec, features: Tensor, k: int) -> None:
     """Any finite features of the right width may be looked up, with k in 1..N."""
     check_columns("features", features, len(features) if features.ndim else 0, spec.dim)
-    is_wrong = ~torch.isfinite(features).all(dim=1)
+    is_wrong = ~torch.isfinite(features.float()).all(dim=1)
     if is_wrong.any():
         raise ValueError(
-            f"features has NaN or infinite values in rows {_some(is_wrong.nonzero().squeeze(1))}"
+            f"features has NaN or (in float32) infinite values in rows "
+            f"{_some(is_wrong.nonzero().squeeze(1))}"
         )
     if not 1 <= k <= spec.num_nodes:
         raise ValueError(f"k = {k} must lie in 1..num_nodes = {spec.num_nodes}")
@@ -111,13 +113,16 @@ def _check_finite(name: str, values: Shaped[Tensor, "m w"], node_ids: Tensor) ->
         )
 
 
-def _check_fits_half(features: Shaped[Tensor, "m w"], node_ids: Tensor) -> None:
-    largest = torch.finfo(torch.float16).max
-    is_wrong = (features.abs() > largest).any(dim=1)
+def _check_fits(
+    name: str, values: Shaped[Tensor, "m w"], node_ids: Tensor, dtype: torch.dtype
+) -> None:
+    is_wrong = ~torch.isfinite(values.to(dtype)).all(dim=1)
     if is_wrong.any():
+        kind = str(dtype).removeprefix("torch.")
+        wider = '; create the store with dtype="float32"' if dtype == torch.float16 else ""
         raise ValueError(
-            f"features of node_ids {_some(node_ids[is_wrong])} exceed {largest:g}, the largest "
-            f'float16; create the store with dtype="float32"'
+            f"{name} of node_ids {_some(node_ids[is_wrong])} exceed {torch.finfo(dtype).max:g}, "
+            f"the largest {kind}{wider}"
         )
 
 

@@ -84,6 +84,16 @@ def test_values_beyond_half_precision_are_refused_where_it_is_stored() -> None:
         check_rows(replace(SPEC, dtype="float16"), IDS, rows, None)
 
 
+def test_values_that_the_cast_makes_infinite_are_refused() -> None:
+    rows = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1e300, 0.0]], dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"features of node_ids \[0\] exceed 3.40282e\+38"):
+        check_rows(SPEC, IDS, rows[:, :2], None)
+    with pytest.raises(ValueError, match=r"probs of node_ids \[0\] exceed .* largest float32"):
+        check_rows(SPEC, IDS, ROWS, rows)
+    with pytest.raises(ValueError, match=r"\(in float32\) infinite values in rows \[1\]"):
+        check_query(SPEC, rows[:, :2], 1)
+
+
 def test_labels_outside_the_classes_are_named_with_their_nodes() -> None:
     check_labels(SPEC, IDS, torch.tensor([-1, 2]))
     with pytest.raises(ValueError, match=r"labels \[3\] of node_ids \[4\] are not in -1..2"):
