@@ -51,7 +51,7 @@ def laplace(
         raise ValueError(f"tau must be >= 0, got {tau}")
     if on_unreached not in ("raise", "uniform"):
         raise ValueError(f'on_unreached must be "raise" or "uniform", got {on_unreached!r}')
-    given = as_labels(labels)
+    given = as_labels(labels).to(w.degrees.device)
     y = onehot(given, w, num_classes)
     labeled, reached = given >= 0, reachable(w, given >= 0)
     if tau == 0 and on_unreached == "raise":

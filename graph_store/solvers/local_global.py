@@ -54,7 +54,7 @@ def local_global(
     """
     if not 0 < alpha < 1:
         raise ValueError(f"alpha must lie strictly between 0 and 1, got {alpha}")
-    y = onehot(as_labels(labels), w, num_classes)
+    y = onehot(as_labels(labels).to(w.degrees.device), w, num_classes)
     if balance_classes:
         y = y / w.all_sum(y.sum(0)).clamp(min=1)
     scale = inverse_sqrt(w.degrees)[:, None]
@@ -114,7 +114,8 @@ def pseudo_labels(
     Raises:
         ValueError: Shapes that do not fit, or a label that is no column of `f`.
     """
-    given, scores = as_labels(labels), as_tensor(f).to(torch.float64).clamp(min=0)
+    scores = as_tensor(f).to(torch.float64).clamp(min=0)
+    given = as_labels(labels).to(scores.device)
     if scores.ndim != 2 or scores.shape[0] != given.shape[0]:
         raise ValueError(
             f"scores must be {given.shape[0]} x C like the labels, got {tuple(scores.shape)}"

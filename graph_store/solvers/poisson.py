@@ -48,7 +48,7 @@ def poisson(
     Raises:
         ValueError: No labels, labels that do not fit, or no convergence within `max_iter`.
     """
-    given = as_labels(labels)
+    given = as_labels(labels).to(w.degrees.device)
     y = onehot(given, w, num_classes)
     total = w.all_sum(torch.cat([y.sum(0), y.sum().reshape(1)]))
     sources = torch.where((given >= 0)[:, None], y - total[:-1] / total[-1], 0.0)
