@@ -10,7 +10,7 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import ray
 import torch
@@ -37,6 +37,8 @@ class ShardOptions:
         threads_per_shard: None: the machine's cores by the number of shards, at least 1.
         scheduling_strategy: Ray's: "DEFAULT", "SPREAD" or a placement group's.
         start_timeout_s: How long to wait until all shards run.
+        group_backend: How shards talk: "gloo", also between GPUs, as counts and ids mostly lie on
+            the CPU and it notices a lost shard; "nccl" only where every shard has a GPU of its own.
     """
 
     cpus_per_shard: float = 0.5
@@ -44,6 +46,7 @@ class ShardOptions:
     threads_per_shard: int | None = None
     scheduling_strategy: Any = "DEFAULT"
     start_timeout_s: float = 300.0
+    group_backend: Literal["gloo", "nccl"] = "gloo"
 
 
 class RayStore(StoreBase):
@@ -87,8 +90,7 @@ class RayStore(StoreBase):
         try:
             waiting = [shard.incarnation.remote() for shard in shards]
             incarnations = ray.get(waiting, timeout=asked.start_timeout_s)
-            own_gpu = spec.device.startswith("cuda") and asked.gpus_per_shard >= 1
-            store = cls(spec, partition, shards, incarnations, "nccl" if own_gpu else "gloo")
+            store = cls(spec, partition, shards, incarnations, asked.group_backend)
             store._form_group()
         except BaseException as error:
             for shard in shards:

@@ -3,8 +3,9 @@
 The group belongs to the store: it is made from torch.distributed's group objects directly and
 leaves the process-wide default group alone, which trainers in the same process may use.
 
-Every collective has one result on any number of shards: rows are exchanged, never summed on the
-way, and sums are taken in shard order from gathered parts.
+Rows are exchanged, never summed on the way, so they do not depend on the number of shards. Sums
+are taken in shard order from gathered parts: every shard has the same bits, but the last bits of
+float sums depend on how many shards there are.
 """
 
 from __future__ import annotations
@@ -45,7 +46,10 @@ def reach_rendezvous(host: str, port: int) -> Any:
 
 
 class ShardGroup:
-    """Collectives among the shards, over gloo (CPU) or NCCL (one GPU per shard).
+    """Collectives among the shards, over gloo (through the CPU) or NCCL (one GPU per shard).
+
+    NCCL must be asked for: it needs a GPU for every shard, and its waits do not end on the host,
+    so a lost shard is noticed late.
 
     Args:
         rendezvous: A key-value store that all shards reach.
@@ -69,7 +73,9 @@ class ShardGroup:
         keys = _c10d.PrefixStore(name, rendezvous)
         if backend == "nccl":
             self._device = torch.device("cuda", torch.cuda.current_device())
-            self._group: Any = _c10d.ProcessGroupNCCL(keys, rank, size)
+            nccl = _c10d.ProcessGroupNCCL.Options()
+            nccl._timeout = timedelta(seconds=timeout_s)
+            self._group: Any = _c10d.ProcessGroupNCCL(keys, rank, size, nccl)
         else:
             self._device = torch.device("cpu")
             options = _c10d.ProcessGroupGloo._Options()
