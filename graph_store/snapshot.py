@@ -79,8 +79,19 @@ def write_part(uri: str, version: str, shard: int, contents: Mapping[str, Column
 def commit(
     uri: str, version: str, spec: StoreSpec, bounds: tuple[int, ...], parts: list[Part]
 ) -> None:
-    """Write the manifest, make this version the current one and delete those before it."""
+    """Write the manifest, make this version the current one and delete those before it.
+
+    Raises:
+        ValueError: A part is not at `uri` as seen from here; the version before stays current.
+    """
     fs, root = _open(uri)
+    for part in parts:
+        found = _size(fs, f"{root}/{version}/{part.file}")
+        if found != part.size_bytes:
+            raise ValueError(
+                f"{uri}: {version}/{part.file} has {found} bytes here, its shard wrote "
+                f"{part.size_bytes}; use a URI that all nodes share"
+            )
     body = {
         "format": FORMAT,
         "spec": asdict(spec),
@@ -112,8 +123,7 @@ def read_manifest(uri: str) -> Manifest:
         )
     parts = tuple(Part(**part) for part in body["parts"])
     for part in parts:
-        path = f"{root}/{version}/{part.file}"
-        found = fs.size(path) if fs.exists(path) else None
+        found = _size(fs, f"{root}/{version}/{part.file}")
         if found != part.size_bytes:
             raise ValueError(
                 f"{uri}: {version}/{part.file} has {found} bytes, the manifest says "
@@ -174,6 +184,12 @@ def _read_slices(path: str, start: int, stop: int) -> dict[str, Tensor]:
 def _open(uri: str) -> tuple[Any, str]:
     fs, root = fsspec.core.url_to_fs(uri)
     return fs, root.rstrip("/")
+
+
+def _size(fs: Any, path: str) -> int | None:
+    fs.invalidate_cache()  # another process may have written it
+    size: int | None = fs.size(path) if fs.exists(path) else None
+    return size
 
 
 def _versions(fs: Any, root: str) -> list[str]:

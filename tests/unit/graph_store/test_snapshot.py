@@ -137,3 +137,15 @@ def test_a_snapshot_of_another_format_is_refused(tmp_path: Path) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | {"format": 2}))
     with pytest.raises(ValueError, match="the snapshot has format 2, this version reads 1"):
         read_manifest(str(tmp_path))
+
+
+def test_a_part_that_lies_elsewhere_keeps_the_snapshot_before(uri: str) -> None:
+    write(uri)
+    version = new_version(uri)
+    parts = [write_part(uri, version, s, contents(*BOUNDS[s : s + 2], 50)) for s in (0, 1)]
+    fs, root = fsspec.core.url_to_fs(uri)
+    fs.rm(f"{root}/{version}/{parts[1].file}")
+    with pytest.raises(ValueError, match=r"has None bytes here.*use a URI that all nodes share"):
+        commit(uri, version, SPEC, BOUNDS, parts)
+    rows = read_rows(uri, read_manifest(uri), 0, 1)
+    assert rows["round.7"]["neighbor_ids"].item() == 1
