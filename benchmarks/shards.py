@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import secrets
 import shutil
 import tempfile
 import time
@@ -32,7 +33,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3)
     args = parser.parse_args()
     os.environ.setdefault("RAY_AUTH_MODE", "token")
-    os.environ.setdefault("RAY_AUTH_TOKEN", "benchmark-" * 4)
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex())
     import ray
 
     folder = tempfile.mkdtemp(prefix="lm-")
