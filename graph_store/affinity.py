@@ -18,6 +18,22 @@ if TYPE_CHECKING:
 MIN_BANDWIDTH = 1e-10
 
 
+def check_kind(kind: str, metric: str) -> None:
+    """What both views refuse.
+
+    Raises:
+        ValueError: No such kind of affinity, or "power" of a Euclidean graph, whose 1 - d^2/2 is
+            mostly negative: all weights would silently be zero.
+    """
+    if kind not in ("power", "self_tuning"):
+        raise ValueError(f'affinity must be "power" or "self_tuning", got {kind!r}')
+    if kind == "power" and metric == "euclidean":
+        raise ValueError(
+            'affinity "power" needs similarities, and a Euclidean graph has only distances; use '
+            '"self_tuning", or build the graph with metric="cosine"'
+        )
+
+
 def power_weights(similarity: Float[Tensor, "*s"], gamma: float) -> Float64[Tensor, "*s"]:
     """max(0, s)^gamma: LPDSSL (Iscen et al., CVPR 2019), eq. 9.
 

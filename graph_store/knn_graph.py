@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .affinity import LocalAffinity, power_affinity
 from .index import Backend, make_index
+from .kernels.cosine_zeros import add_zero_rows, is_zero
 from .kernels.knn import Metric, knn_self_join
 from .kernels.rows import prepare_rows, similarity_from_distance
 from .local_view import LocalGraphView
@@ -55,13 +56,14 @@ class KnnGraph:
                 'an "inner_product" graph has no distances; build it with metric="cosine" or '
                 '"euclidean"'
             )
-        return LocalGraphView(self._neighbor_ids, self._similarity, self._canonical)
+        return LocalGraphView(self._neighbor_ids, self._similarity, self._canonical, self.metric)
 
     def affinity(self, kind: AffinityKind, *, gamma: float = 1.0) -> LocalAffinity:
         """Symmetric weights: "power" (LPDSSL) or "self_tuning" (GLL); see `GraphView.affinity`.
 
         Raises:
-            ValueError: Another kind, gamma <= 0, or "self_tuning" of inner products.
+            ValueError: Another kind, gamma <= 0, "self_tuning" of inner products, or "power" of a
+                Euclidean graph.
         """
         if self.metric == "inner_product" and kind == "power":
             return power_affinity(self._neighbor_ids, self._similarity, gamma)
@@ -81,7 +83,7 @@ def knn_graph(
 
     Rows are rounded to float32 ("cosine": scaled to length 1 first) and compared by their
     distance in float64, so the graph is the same on any machine, backend and number of threads.
-    Rows of zeros stay zero under "cosine", at distance 1 from all others.
+    Rows of zeros have no direction: under "cosine" their similarity to all rows is 0.
 
     Args:
         x: (n, d) numbers, numpy or torch.
@@ -102,10 +104,12 @@ def knn_graph(
     """
     rows = _checked_rows(x, k, metric)
     ids = torch.arange(rows.shape[0], device=rows.device)
+    kept = ~is_zero(rows) if metric == "cosine" else torch.ones_like(ids, dtype=torch.bool)
     if backend in ("auto", "torch"):
-        neighbor_ids, canonical = knn_self_join(rows, k, ids, metric=metric)
+        found = knn_self_join(rows[kept], k, ids[kept], metric=metric)
     else:
-        neighbor_ids, canonical = make_index(backend, rows, ids, metric).search(rows, k, ids)
+        found = make_index(backend, rows[kept], ids[kept], metric).search(rows[kept], k, ids[kept])
+    neighbor_ids, canonical = add_zero_rows(found, kept, ids, ids[~kept], ids, k)
     return KnnGraph(neighbor_ids.to(rows.device), canonical.to(rows.device), metric, x)
 
 

@@ -6,19 +6,26 @@ import torch
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
-from .affinity import LocalAffinity, power_affinity, self_tuning_affinity
+from .affinity import LocalAffinity, check_kind, power_affinity, self_tuning_affinity
+from .store import Metric
 from .view import AffinityKind, Reduce
 
 
 class LocalGraphView:
-    """`GraphView` over whole tensors. Neighbours with id -1 do not exist."""
+    """`GraphView` over whole tensors. Neighbours with id -1 do not exist.
+
+    Args:
+        metric: Of the graph; a "euclidean" one has no similarities to make "power" weights of.
+    """
 
     def __init__(
         self,
         neighbor_ids: Int64[Tensor, "n k"],
         similarity: Float[Tensor, "n k"],
         distances: Float[Tensor, "n k"],
+        metric: Metric = "cosine",
     ) -> None:
+        self.metric = metric
         self.num_nodes = neighbor_ids.shape[0]
         self.node_ids = torch.arange(self.num_nodes, device=neighbor_ids.device)
         self.neighbor_ids = neighbor_ids
@@ -26,11 +33,10 @@ class LocalGraphView:
         self.distances = distances
 
     def affinity(self, kind: AffinityKind, *, gamma: float = 1.0) -> LocalAffinity:
+        check_kind(kind, self.metric)
         if kind == "power":
             return power_affinity(self.neighbor_ids, self.similarity, gamma)
-        if kind == "self_tuning":
-            return self_tuning_affinity(self.neighbor_ids, self.distances)
-        raise ValueError(f'affinity must be "power" or "self_tuning", got {kind!r}')
+        return self_tuning_affinity(self.neighbor_ids, self.distances)
 
     def gather(self, x: Shaped[Tensor, "n ..."], ids: Int64[Tensor, " m"]) -> Tensor:
         return x[ids]

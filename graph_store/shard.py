@@ -8,14 +8,16 @@ in other threads at any time: all that they see is never written to again.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Mapping, Sequence
 
 import torch
-from jaxtyping import Float, Int64, Shaped
+from jaxtyping import Bool, Float, Float32, Int64, Shaped
 from torch import Tensor
 
 from .index import NeighborIndex, make_index
+from .kernels.cosine_zeros import add_zero_rows, is_zero
 from .kernels.density import density
 from .kernels.rows import prepare_rows, similarity_from_distance
 from .local_view import LocalGraphView
@@ -25,6 +27,8 @@ from .sharded_view import ShardedGraphView, ShardGroup, sum_over_shards
 from .solution import node_state, solution_columns, summarize
 from .store import KnnReport, RefreshFn, StoreSpec
 from .table import EXTRA, Columns, Rounds, StagingTable
+
+RoundIndex = tuple[NeighborIndex, Tensor, Tensor]
 
 
 class Shard:
@@ -43,7 +47,8 @@ class Shard:
         self._staged: Columns | None = None
         self._solved: tuple[int, Columns] | None = None
         self._rounds = Rounds()
-        self._index: tuple[Columns, NeighborIndex] | None = None
+        self._index_lock = threading.Lock()
+        self._indices: list[tuple[Tensor, RoundIndex]] = []
 
     def join(self, group: ShardGroup | None) -> None:
         """Talk to the other shards through `group` from now on; None where there are none."""
@@ -164,7 +169,11 @@ class Shard:
     ) -> tuple[Int64[Tensor, "m k"], Float[Tensor, "m k"]]:
         """The k own nodes that are nearest to any features, by (canonical distance, id)."""
         queries = prepare_rows(features.to(self._device), self.spec.metric)
-        ids, distances = self._round_index(self._columns(round)).search(queries, k)
+        searched = self._has_direction(queries)
+        index, zero_ids, all_ids = self._round_index(self._columns(round))
+        found = index.search(queries[searched], k)
+        nobody = torch.full((len(queries),), -1, device=queries.device)
+        ids, distances = add_zero_rows(found, searched, nobody, zero_ids, all_ids, k)
         return ids.cpu(), distances.cpu()
 
     # Snapshots
@@ -204,14 +213,14 @@ class Shard:
     ) -> dict[str, Tensor]:
         """The graph columns of the own rows; absent nodes have no neighbours and are nobody's."""
         rows = prepare_rows(features[present].to(self._device), self.spec.metric)
-        ids, distances = knn_over_shards(
-            rows,
-            self.node_ids[present].to(self._device),
-            self.spec.k,
-            group=self._group,
-            backend=self.spec.backend,
+        own, k = self.node_ids[present].to(self._device), self.spec.k
+        searched = self._has_direction(rows)
+        found = knn_over_shards(
+            rows[searched], own[searched], k, group=self._group, backend=self.spec.backend
         )
-        shape = (len(present), self.spec.k)
+        zero_ids, all_ids = self._first_ids(own[~searched]), self._first_ids(own)
+        ids, distances = add_zero_rows(found, searched, own, zero_ids, all_ids, k)
+        shape = (len(present), k)
         neighbor_ids = torch.full(shape, -1)
         neighbor_ids[present] = ids.cpu()
         all_distances = torch.full(shape, torch.inf, dtype=torch.float64)
@@ -228,17 +237,43 @@ class Shard:
         names = ("neighbor_ids", "similarity", "distances")
         graph = [columns[name].to(self._device) for name in names]
         if self._group is None:
-            return LocalGraphView(*graph)
-        return ShardedGraphView(self._group, self.partition, *graph)
+            return LocalGraphView(*graph, metric=self.spec.metric)
+        return ShardedGraphView(self._group, self.partition, *graph, metric=self.spec.metric)
 
-    def _round_index(self, columns: Columns) -> NeighborIndex:
-        cached = self._index
-        if cached is None or cached[0]["features"] is not columns["features"]:
+    def _has_direction(self, rows: Float32[Tensor, "m D"]) -> Bool[Tensor, " m"]:
+        """False for rows of zeros under the cosine."""
+        if self.spec.metric == "cosine":
+            return ~is_zero(rows)
+        return torch.ones(len(rows), dtype=torch.bool, device=rows.device)
+
+    def _first_ids(self, ids: Int64[Tensor, " m"]) -> Int64[Tensor, " f"]:
+        """The lowest k + 1 of each shard's ascending ids, in shard order. Collective."""
+        if self._group is None:
+            return ids
+        first = ids.new_full((self.spec.k + 1,), -1)
+        few = ids[: len(first)]
+        first[: len(few)] = few
+        every = torch.cat(self._group.all_gather(first))
+        return every[every >= 0]
+
+    def _round_index(self, columns: Columns) -> RoundIndex:
+        """Index, ids of the zero rows and of all rows of a round; kept as long as the round."""
+        features = columns["features"]
+        with self._index_lock:
+            rounds = [self._rounds.get(q) for q in self._rounds.numbers()]
+            kept = [c["features"] for c in [*rounds, self._staged or {}, columns] if c]
+            self._indices = [e for e in self._indices if any(e[0] is column for column in kept)]
+            for known, index in self._indices:
+                if known is features:
+                    return index
             present = columns["present"]
-            rows = prepare_rows(columns["features"][present].to(self._device), self.spec.metric)
+            rows = prepare_rows(features[present].to(self._device), self.spec.metric)
             ids = self.node_ids[present].to(self._device)
-            cached = self._index = (columns, make_index(self.spec.backend, rows, ids))
-        return cached[1]
+            searched = self._has_direction(rows)
+            made = make_index(self.spec.backend, rows[searched], ids[searched])
+            index = (made, ids[~searched], ids)
+            self._indices.append((features, index))
+            return index
 
     def _any_is_stale(self) -> bool:
         return bool(self._sum(torch.tensor(int(self._is_stale))))

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from .affinity import bandwidths, edges, power_weights, self_tuning_weights
+from .affinity import bandwidths, check_kind, edges, power_weights, self_tuning_weights
 from .kernels.csr import Csr, coalesce, row_sums, spmm
 from .sharded_view import ShardedGraphView, plan_fetch, sum_over_shards
 from .view import AffinityKind
@@ -56,18 +56,17 @@ def sharded_affinity(
     """See `GraphView.affinity`. Every edge goes once to the owner of its other end.
 
     Raises:
-        ValueError: No such kind of affinity.
+        ValueError: No such kind of affinity, or "power" of a Euclidean graph.
     """
+    check_kind(kind, view.metric)
     if kind == "power":
         rows, cols, (similarity,) = edges(view.neighbor_ids, view.similarity)
         weights = power_weights(similarity, gamma)
         return ShardedAffinity(view, _symmetrize(view, rows, cols, weights, kind))
-    if kind == "self_tuning":
-        rows, cols, (distances,) = edges(view.neighbor_ids, view.distances)
-        eps = bandwidths(view.distances)
-        weights = self_tuning_weights(distances, eps[rows], view.gather(eps, cols))
-        return ShardedAffinity(view, _symmetrize(view, rows, cols, weights, kind))
-    raise ValueError(f'affinity must be "power" or "self_tuning", got {kind!r}')
+    rows, cols, (distances,) = edges(view.neighbor_ids, view.distances)
+    eps = bandwidths(view.distances)
+    weights = self_tuning_weights(distances, eps[rows], view.gather(eps, cols))
+    return ShardedAffinity(view, _symmetrize(view, rows, cols, weights, kind))
 
 
 def _symmetrize(

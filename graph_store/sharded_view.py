@@ -21,6 +21,7 @@ from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
 from .partition import Partition, Route, route
+from .store import Metric
 from .view import AffinityKind, Reduce
 
 if TYPE_CHECKING:
@@ -146,7 +147,9 @@ class ShardedGraphView:
         neighbor_ids: Int64[Tensor, "n k"],
         similarity: Float[Tensor, "n k"],
         distances: Float[Tensor, "n k"],
+        metric: Metric = "cosine",
     ) -> None:
+        self.metric = metric
         self.group = group
         self.partition = partition
         self.num_nodes = partition.num_nodes
