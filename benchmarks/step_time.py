@@ -61,13 +61,15 @@ def main() -> None:
 
 def measure(config: dict[str, Any]) -> None:
     import ray.train
+    import ray.train.torch
     from labelmesh.trainers.config import TrainSpec
     from labelmesh.trainers.deepspeed_engine import DeepSpeedEngine
     from labelmesh.trainers.engine import make_optimizer
 
     workers, batch = config["workers"], config["batch_size"]
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    on_gpu = torch.cuda.is_available()
+    device = ray.train.torch.get_device() if on_gpu else torch.device("cpu")
     spec = TrainSpec(
         epochs=1,
         batch_size=batch,
