@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import TypeVar, cast
 
@@ -52,8 +53,7 @@ def task_threads() -> Iterator[Callable[[Iterable[Task]], None]]:
 
     Meanwhile torch itself uses one thread per call.
     """
-    num_threads = torch.get_num_threads()
-    with _one_torch_thread, ThreadPoolExecutor(num_threads) as pool:
+    with _one_torch_thread() as num_threads, ThreadPoolExecutor(num_threads) as pool:
 
         def run(tasks: Iterable[Task]) -> None:
             for done in [pool.submit(task) for task in tasks]:
@@ -62,26 +62,32 @@ def task_threads() -> Iterator[Callable[[Iterable[Task]], None]]:
         yield run
 
 
-class _OneTorchThread:
-    """Sets torch's thread count, which is global, to one while anybody is inside."""
+@dataclass
+class _Inside:
+    """How many threads have torch's count at one, and what the first of them had before."""
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._inside = 0
-        self._before = 1
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if self._inside == 0:
-                self._before = torch.get_num_threads()
-                torch.set_num_threads(1)
-            self._inside += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._inside -= 1
-            if self._inside == 0:
-                torch.set_num_threads(self._before)
+    threads: int = 0
+    count: int = 1
 
 
-_one_torch_thread = _OneTorchThread()
+_inside, _lock = _Inside(), threading.Lock()
+
+
+@contextmanager
+def _one_torch_thread() -> Iterator[int]:
+    """Set torch's thread count, which every thread has of its own, to one; yields the former one.
+
+    A thread's first count is the last that any thread has set, so one that came while another
+    was inside has found 1 and takes over the other's.
+    """
+    with _lock:
+        before = torch.get_num_threads()
+        before = _inside.count = max(before, _inside.count) if _inside.threads else before
+        _inside.threads += 1
+        torch.set_num_threads(1)
+    try:
+        yield before
+    finally:
+        with _lock:
+            _inside.threads -= 1
+            torch.set_num_threads(before)

@@ -185,10 +185,11 @@ def rank_within(
 ) -> None:
     """Rank every column whose key is at most the row's limit by its canonical distance."""
     terms = np.empty(max(1, bank.shape[1]), np.float64)
-    num_cols = products.shape[1]
+    num_cols, last = products.shape[1], out_ids.shape[1] - 1
     for i in range(products.shape[0]):
         row = products[i]
         least = half_a[i] - limits[i]
+        distances, ids = out_distances[i], out_ids[i]
         for start in range(0, num_cols, _CHUNK):
             stop = min(start + _CHUNK, num_cols)
             part, half_part = row[start:stop], half_b[start:stop]
@@ -198,6 +199,9 @@ def rank_within(
             if hits == 0:
                 continue
             for j in range(start, stop):
+                # Nothing is nearer than a list full of identical rows; only a lower id could enter.
+                if not is_product and distances[last] == 0 and bank_ids[j] > ids[last]:
+                    continue
                 if row[j] >= half_b[j] + least and query_ids[i] != bank_ids[j]:
                     distance = canonical(queries[i], bank[j], terms, is_product)
-                    rank(out_distances[i], out_ids[i], distance, bank_ids[j])
+                    rank(distances, ids, distance, bank_ids[j])
