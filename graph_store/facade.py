@@ -31,7 +31,7 @@ class GraphStore:
         """An empty store on shards of its own.
 
         Args:
-            device: "auto" is the GPU where shards are given one (`gpus_per_shard`).
+            device: "auto" is the GPU where shards ask for one (`gpus_per_shard` > 0), else the CPU.
             resources: See `ray_store.ShardOptions`.
 
         Raises:
@@ -79,7 +79,7 @@ def _device(device: str, gpus_per_shard: float) -> str:
         return "cuda" if gpus_per_shard > 0 else "cpu"
     if device.startswith("cuda") and gpus_per_shard <= 0:
         raise ValueError(
-            f"device = {device!r}, but gpus_per_shard = {gpus_per_shard:g}: Ray hides the GPUs "
-            f"from shards that ask for none; set gpus_per_shard"
+            f"device = {device!r}, but gpus_per_shard = {gpus_per_shard:g}: shards would "
+            f"take a GPU that Ray may have lent to others; set gpus_per_shard"
         )
     return device

@@ -1,7 +1,8 @@
 """Search with faiss, re-ranked so that it agrees with torch. The only importer of faiss.
 
-faiss is imported on first use; its GPUs are used only after asking how many there are, because
-faiss-gpu raises from GPU calls on machines without a driver.
+faiss is imported on first use. Its GPUs are used only for rows that lie on one, and only after
+asking how many there are: on a machine without a driver, GPU calls of faiss-gpu abort the process,
+which cannot be caught, so this question must not become a `try`.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ class FaissIndex:
     ) -> None:
         self._bank = make_bank(rows.cpu().contiguous(), ids.cpu(), metric)
         is_product = self._bank.frame.is_product
-        self._flat, self._on_gpu = _flat_index(self._bank.scaled.rows.numpy(), is_product)
+        self._flat, self._on_gpu = _flat_index(
+            self._bank.scaled.rows.numpy(), is_product, on_gpu=rows.device.type == "cuda"
+        )
 
     def search(
         self,
@@ -60,7 +63,9 @@ class FaissIndex:
         return rank_candidates(task, Candidates(keys, at.to(torch.int32)), bounds)
 
 
-def _flat_index(rows: np.ndarray[Any, np.dtype[np.float32]], is_product: bool) -> tuple[Any, bool]:
+def _flat_index(
+    rows: np.ndarray[Any, np.dtype[np.float32]], is_product: bool, *, on_gpu: bool
+) -> tuple[Any, bool]:
     """The filled index, and whether it lies on GPUs.
 
     Raises:
@@ -75,7 +80,7 @@ def _flat_index(rows: np.ndarray[Any, np.dtype[np.float32]], is_product: bool) -
         ) from missing
     kind = faiss.IndexFlatIP if is_product else faiss.IndexFlatL2
     flat: Any = kind(rows.shape[1])
-    on_gpu = faiss.get_num_gpus() > 0
+    on_gpu = on_gpu and faiss.get_num_gpus() > 0
     if on_gpu:
         flat = faiss.index_cpu_to_all_gpus(flat)
     flat.add(rows)

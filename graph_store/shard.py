@@ -235,10 +235,11 @@ class Shard:
 
     def _view(self, columns: Columns) -> LocalGraphView | ShardedGraphView:
         names = ("neighbor_ids", "similarity", "distances")
-        graph = [columns[name].to(self._device) for name in names]
+        ids, similarity, distances = (columns[name].to(self._device) for name in names)
+        metric = self.spec.metric
         if self._group is None:
-            return LocalGraphView(*graph, metric=self.spec.metric)
-        return ShardedGraphView(self._group, self.partition, *graph, metric=self.spec.metric)
+            return LocalGraphView(ids, similarity, distances, metric)
+        return ShardedGraphView(self._group, self.partition, ids, similarity, distances, metric)
 
     def _has_direction(self, rows: Float32[Tensor, "m D"]) -> Bool[Tensor, " m"]:
         """False for rows of zeros under the cosine."""

@@ -58,7 +58,9 @@ def solution_columns(
         if name in _RESERVED:
             raise ValueError(f"refresh returned an extra column {name!r}; this name is taken")
         _check_shape(f"extra[{name!r}]", values, (num_rows, *values.shape[1:]))
-        columns[EXTRA + name] = _column(values)
+        # Neither numpy nor a snapshot's readers know bfloat16.
+        is_bf16 = values.dtype == torch.bfloat16
+        columns[EXTRA + name] = _column(values.float() if is_bf16 else values)
     return columns
 
 

@@ -10,7 +10,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -19,6 +18,7 @@ from .checks import check_ids, check_labels, check_query, check_rows, check_spec
 from .kernels.rows import similarity_from_distance
 from .neighborhood import build_neighborhood
 from .partition import Partition
+from .solvers.arrays import as_tensor
 from .store import KnnReport, RefreshFn, StoreSpec
 from .view import Neighborhood, PseudoLabels
 
@@ -169,10 +169,7 @@ def _wide(column: Tensor) -> Tensor:
 
 def _tensor(values: Array) -> Tensor:
     """A tensor on the CPU, sharing memory where it can."""
-    if isinstance(values, Tensor):
-        return values.detach().cpu()
-    array = np.ascontiguousarray(values)
-    return torch.from_numpy(array if array.flags.writeable else array.copy())
+    return as_tensor(values).detach().cpu()
 
 
 def _like(given: Kind, result: Tensor) -> Kind:

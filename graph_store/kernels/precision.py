@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 # Each hides its own switch; `torch.get_float32_matmul_precision` raises where they differ.
-_SWITCHES: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+_MKLDNN: Any = torch.backends.mkldnn  # the type stubs lack its `matmul`
+_SWITCHES: tuple[Any, ...] = (torch.backends.cuda.matmul, _MKLDNN.matmul)
 
 
 @contextmanager

@@ -15,8 +15,11 @@ Array = Tensor | NDArray[Any]
 
 
 def as_tensor(x: Array) -> Tensor:
-    """The tensor over the same memory where possible."""
-    return x if isinstance(x, Tensor) else torch.from_numpy(np.ascontiguousarray(x))
+    """The tensor over the same memory where possible; read-only arrays are copied."""
+    if isinstance(x, Tensor):
+        return x
+    array = np.ascontiguousarray(x)
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
 def like(x: Tensor, model: Array) -> Any:

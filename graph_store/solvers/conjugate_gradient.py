@@ -77,26 +77,51 @@ def conjugate_gradient(
     b = rhs.to(torch.float64)
     scale = None if inverse_diagonal is None else inverse_diagonal.to(torch.float64)[:, None]
 
-    def dot(u: Tensor, v: Tensor) -> Tensor:
-        return all_sum((u * v).sum(0))
-
     solution = torch.zeros_like(b) if x0 is None else x0.to(torch.float64, copy=True)
     r = b.clone() if x0 is None else b - apply(solution)
-    norms = dot(b, b).sqrt()
+    norms = all_sum((b * b).sum(0)).sqrt()
     # Columns of zeros are solved by zeros, whatever the start.
     solution[:, norms == 0] = 0
     z = r if scale is None else scale * r
     products = torch.stack([(r * r).sum(0), (r * z).sum(0)])
     rr, rz = all_sum(products)
     residuals = torch.where(norms > 0, rr.sqrt() / norms.clamp(min=1e-300), 0.0)
+    start = _State(solution, r, z, rz, norms, residuals)
+    iterations = _iterate(apply, start, scale, all_sum=all_sum, tol=tol, max_iter=max_iter)
+    return CgResult(solution, residuals, iterations, residuals <= tol)
 
+
+@dataclass(frozen=True)
+class _State:
+    """All columns before the first step: residual `r`, preconditioned `z`, and r z."""
+
+    solution: Float64[Tensor, "n C"]
+    r: Float64[Tensor, "n C"]
+    z: Float64[Tensor, "n C"]
+    rz: Float64[Tensor, " C"]
+    norms: Float64[Tensor, " C"]
+    residuals: Float64[Tensor, " C"]
+
+
+def _iterate(
+    apply: Operator,
+    start: _State,
+    scale: Tensor | None,
+    *,
+    all_sum: Callable[[Tensor], Tensor],
+    tol: float,
+    max_iter: int,
+) -> int:
+    """Work on `start.solution` and `start.residuals`; returns the number of iterations."""
+    solution, residuals, norms = start.solution, start.residuals, start.norms
     active = (residuals > tol).nonzero()[:, 0]
-    x, r, p, rz = solution[:, active], r[:, active], z[:, active].clone(), rz[active]
+    x, r = solution[:, active], start.r[:, active]
+    p, rz = start.z[:, active].clone(), start.rz[active]
     iterations = 0
     while active.numel() and iterations < max_iter:
         iterations += 1
         ap = apply(p)
-        curvature = dot(p, ap)
+        curvature = all_sum((p * ap).sum(0))
         # No curvature is left where the direction has shrunk to the null space of A.
         alpha = torch.where(curvature > 0, rz / curvature.clamp(min=1e-300), 0.0)
         x, r = x + alpha * p, r - alpha * ap
@@ -111,4 +136,4 @@ def conjugate_gradient(
             active = active[keep]
             x, r, p, rz = x[:, keep], r[:, keep], p[:, keep], rz[keep]
     solution[:, active] = x
-    return CgResult(solution, residuals, iterations, residuals <= tol)
+    return iterations
