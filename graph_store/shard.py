@@ -29,6 +29,8 @@ from .store import KnnReport, RefreshFn, StoreSpec
 from .table import EXTRA, Columns, Rounds, StagingTable
 
 RoundIndex = tuple[NeighborIndex, Tensor, Tensor]
+# Not an attribute: a store can be copied, a lock cannot. One index is built at a time.
+_INDEX_LOCK = threading.Lock()
 
 
 class Shard:
@@ -47,7 +49,6 @@ class Shard:
         self._staged: Columns | None = None
         self._solved: tuple[int, Columns] | None = None
         self._rounds = Rounds()
-        self._index_lock = threading.Lock()
         self._indices: list[tuple[Tensor, RoundIndex]] = []
 
     def join(self, group: ShardGroup | None) -> None:
@@ -260,7 +261,7 @@ class Shard:
     def _round_index(self, columns: Columns) -> RoundIndex:
         """Index, ids of the zero rows and of all rows of a round; kept as long as the round."""
         features = columns["features"]
-        with self._index_lock:
+        with _INDEX_LOCK:
             rounds = [self._rounds.get(q) for q in self._rounds.numbers()]
             kept = [c["features"] for c in [*rounds, self._staged or {}, columns] if c]
             self._indices = [e for e in self._indices if any(e[0] is column for column in kept)]
