@@ -84,7 +84,7 @@ def _batch(method: Method, *, with_round: bool, seed: int = 3, labeled: int = 4)
             extra = {key: column[:B] for key, column in made.extra.items()}
             pseudo = PseudoLabels(made.probs[:B], made.weight[:B], extra)
     neighborhood = _neighborhood(B, phase.hops) if with_round and phase.hops else None
-    return Batch(phase.name, torch.arange(B), labels, pseudo, neighborhood, view, generator, 0.5)
+    return Batch(phase.name, torch.arange(B), labels, pseudo, neighborhood, view, generator)
 
 
 def _loss(name: str, *, with_round: bool, seed: int = 3) -> tuple[Loss, Network]:
