@@ -17,6 +17,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from ..datasets.sampler import Plan, make_plan
+from ..datasets.sharding import micro_batches_of
 from . import checkpoint
 from .batches import BatchSource
 from .config import RunSpec
@@ -70,8 +71,7 @@ class Training:
     def micro_batches_here(self) -> range:
         """Indices of this rank's micro-batches within every step."""
         comm = self.engine.comm
-        share = self.spec.train.micro_batches // comm.world_size
-        return range(comm.rank * share, (comm.rank + 1) * share)
+        return micro_batches_of(self.spec.train.micro_batches, comm.rank, comm.world_size)
 
     def log(self, file: str, record: dict[str, Any]) -> None:
         """Write a line of the run's records and show it; rank 0 only."""
