@@ -66,17 +66,33 @@ def search(task: Search) -> Found:
 
 def self_join(task: Search) -> Found:
     """`search` of a bank in itself: the queries are the bank, with the same ids."""
+    with exact_products(task.queries.device), task_threads() as run:
+        lists = _preselect_self(task, run)
+        return _rank(task, lists, lists.keys[:, -1], run)
+
+
+def preselect_self(task: Search) -> Candidates:
+    """Of `self_join`, what the filter leaves: the k + `PAD` candidates of least key per row.
+
+    No key of a pair that is not listed is below the last key of the row's list.
+    """
+    with exact_products(task.queries.device), task_threads() as run:
+        return _preselect_self(task, run)
+
+
+def _preselect_self(task: Search, run: Run) -> Candidates:
+    lists = _empty_lists(task)
     num_rows = task.bank.rows.shape[0]
     if num_rows <= 4 * QUERY_BLOCK:
-        return search(task)
-    lists = _empty_lists(task)
+        blocks = _ranges(num_rows, max(1, min(QUERY_BLOCK, -(-num_rows // 2))))
+        run(partial(_offer_bank, task, lists, block) for block in blocks)
+        return lists
     blocks = _ranges(num_rows, QUERY_BLOCK)
-    with exact_products(task.queries.device), task_threads() as run:
-        run(partial(_offer_bank, task, lists, block, block) for block in blocks)
-        # Pairs of a round share no block, so no two threads write to the same lists.
-        for pairs in _tournament(len(blocks)):
-            run(partial(_offer_both, task, lists, blocks[i], blocks[j]) for i, j in pairs)
-        return _rank(task, lists, lists.keys[:, -1], run)
+    run(partial(_offer_bank, task, lists, block, block) for block in blocks)
+    # Pairs of a round share no block, so no two threads write to the same lists.
+    for pairs in _tournament(len(blocks)):
+        run(partial(_offer_both, task, lists, blocks[i], blocks[j]) for i, j in pairs)
+    return lists
 
 
 def rank_candidates(task: Search, lists: Candidates, bounds: Float32[Tensor, " m"]) -> Found:
