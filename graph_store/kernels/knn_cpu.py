@@ -115,7 +115,7 @@ def _offer_bank(
     for start in range(first, last, BANK_BLOCK):
         other = slice(start, min(start + BANK_BLOCK, last))
         knn_compiled.filter_rows(
-            _products(task.filter.queries.rows[own], bank.rows[other]),
+            products(task.filter.queries.rows[own], bank.rows[other]),
             task.filter.queries.half[own].numpy(),
             bank.half[other].numpy(),
             lists.keys[own].numpy(),
@@ -130,7 +130,7 @@ def _offer_both(task: Search, lists: Candidates, rows: Range, cols: Range) -> No
     """Preselect for two blocks of a self-join among each other."""
     a, b, bank = slice(*rows), slice(*cols), task.filter.bank
     knn_compiled.filter_both(
-        _products(bank.rows[a], bank.rows[b]),
+        products(bank.rows[a], bank.rows[b]),
         bank.half[a].numpy(),
         bank.half[b].numpy(),
         lists.keys[a].numpy(),
@@ -197,7 +197,7 @@ def _search_again(task: Search, again: Tensor, ids: Tensor, distances: Tensor) -
 _buffers = threading.local()
 
 
-def _products(a: Float32[Tensor, "p D"], b: Float32[Tensor, "q D"]) -> NDArray[np.float32]:
+def products(a: Float32[Tensor, "p D"], b: Float32[Tensor, "q D"]) -> NDArray[np.float32]:
     """a b^T in a buffer of this thread: fresh pages would cost as much as the comparison."""
     size = a.shape[0] * b.shape[0]
     if getattr(_buffers, "products", None) is None or _buffers.products.numel() < size:

@@ -84,7 +84,12 @@ class Filter:
         return (distances * self.frame.scale).square().div(2)
 
     def _guard(self, dtype: torch.dtype) -> float:
-        return 2 * (self.bank.rows.shape[1] + 16) * UNIT_ROUNDOFF[dtype] * self.longest**2
+        return key_error(self.bank.rows.shape[1], self.longest, dtype)
+
+
+def key_error(dim: int, longest: float, dtype: torch.dtype = torch.float32) -> float:
+    """How far a computed key of rows of at most this length can be from the true one."""
+    return 2 * (dim + 16) * UNIT_ROUNDOFF[dtype] * longest**2
 
 
 @dataclass(frozen=True)
@@ -100,42 +105,50 @@ class Bank:
 
     def filter(self, queries: Float32[Tensor, "m D"]) -> tuple[Bank, Filter]:
         """The filter for some queries, and this bank in the frame that the filter uses."""
-        largest = _largest_entry(queries)
+        largest = largest_entry(queries)
         if largest > MAX_RATIO * self.largest:
             return self._reframed(largest).filter(queries)
         scaled = self.scaled if queries is self.rows else self.frame.apply(queries)
-        longest = max(self.longest, _longest(scaled.rows))
+        longest = max(self.longest, longest_row(scaled.rows))
         return self, Filter(scaled, self.scaled, self.frame, longest)
 
     def _reframed(self, largest: float) -> Bank:
         return _bank_in_frame(self.rows, self.ids, largest, self.frame.is_product)
 
 
+def bank_in_frame(rows: Float32[Tensor, "n D"], ids: Int64[Tensor, " n"], frame: Frame) -> Bank:
+    """A bank in a frame that is given: the one that all shards share."""
+    scaled = frame.apply(rows)
+    return Bank(rows, ids, frame, scaled, largest_entry(rows), longest_row(scaled.rows))
+
+
 def make_bank(rows: Float32[Tensor, "n D"], ids: Int64[Tensor, " n"], metric: Metric) -> Bank:
     """Centre the rows and scale their entries into [-1, 1]."""
-    return _bank_in_frame(rows, ids, _largest_entry(rows), metric == "inner_product")
+    return _bank_in_frame(rows, ids, largest_entry(rows), metric == "inner_product")
 
 
 def _bank_in_frame(
     rows: Float32[Tensor, "n D"], ids: Int64[Tensor, " n"], largest: float, is_product: bool
 ) -> Bank:
-    scale = _power_of_two(largest)
+    scale = power_of_two(largest)
     has_center = rows.shape[0] > 0 and not is_product
     frame = Frame(scale, (rows * scale).mean(0) if has_center else None, is_product)
     scaled = frame.apply(rows)
-    return Bank(rows, ids, frame, scaled, largest, _longest(scaled.rows))
+    return Bank(rows, ids, frame, scaled, largest, longest_row(scaled.rows))
 
 
-def _longest(rows: Float32[Tensor, "n D"]) -> float:
+def longest_row(rows: Float32[Tensor, "n D"]) -> float:
+    """An upper bound on the lengths of the rows."""
     # 1e-3 covers the rounding of the float32 norm itself.
     return 1.001 * float(torch.linalg.vector_norm(rows, dim=1).max()) if rows.numel() else 0.0
 
 
-def _largest_entry(rows: Float32[Tensor, "n D"]) -> float:
+def largest_entry(rows: Float32[Tensor, "n D"]) -> float:
+    """The largest magnitude of any entry; 0 without rows."""
     return float(rows.abs().max()) if rows.numel() else 0.0
 
 
-def _power_of_two(largest: float) -> float:
+def power_of_two(largest: float) -> float:
     """2^-e with largest 2^-e in [0.5, 1); within float32's normal range."""
     exponent = torch.frexp(torch.tensor(largest, dtype=torch.float64)).exponent.item()
     return 2.0 ** -max(-120, min(120, int(exponent)))
