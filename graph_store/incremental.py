@@ -1,0 +1,587 @@
+"""An exact kNN graph that follows moving rows: search only what the motion could have changed.
+
+Every row has a reference position, and a list of the nodes whose references are nearest with a
+horizon that no other reference is within (`kernels.lists`). While rows drift, lists stay valid:
+with drift_i = ||x_i - T r_i|| for the motion T that all rows share (`motion`),
+
+    d(x_i, x_j) >= s d(r_i, r_j) - drift_i - drift_j >= s h_i - drift_i - theta
+
+for every j outside the list of i, theta being the largest drift. A row whose k-th neighbour in its
+list is nearer than that has its true neighbours: it is certified. So an update
+
+1. measures drifts, and ranks the lists with a moved member by canonical distances;
+2. picks theta (`thresholds`); rows that drifted farther get a new reference, where they are now,
+   and are scanned: their references against all others, for their own list and, by the same
+   products, for the lists that they have come near;
+3. does the same with rows that are not certified by then, and searches those that even a fresh
+   list cannot certify (ties, more identical rows than a list holds) among the rows themselves;
+4. builds everything anew where that is cheaper.
+
+Canonical distances decide every order and certificates every list, so the result equals a build
+from nothing: ids, order and distances, on any number of shards.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field, replace
+
+import torch
+from jaxtyping import Bool, Float32, Float64, Int32, Int64
+from torch import Tensor
+
+from .kernels.knn import merge_topk, search_bank
+from .kernels.lists import (
+    Framed,
+    Lists,
+    Partial,
+    Ranking,
+    admit,
+    differing_rows,
+    drift_of,
+    drop_members,
+    empty_lists,
+    empty_partial,
+    finish,
+    rank_hits,
+    rank_lists,
+    touched_rows,
+)
+from .kernels.scaling import (
+    MAX_RATIO,
+    Frame,
+    bank_in_frame,
+    key_error,
+    largest_entry,
+    longest_row,
+    power_of_two,
+)
+from .motion import Motion, common_motion, residuals
+from .peers import Peers
+from .sharded_lists import scan_over_shards, search_over_shards
+from .slack import choose_slack, default_slack
+from .thresholds import best_threshold, num_scanned
+
+# Rows (over all shards) of which the motion is estimated, and of which theta is chosen.
+MOTION_SAMPLE = 1 << 13
+THRESHOLD_SAMPLE = 1 << 21
+# Rows of which the members are fetched at once.
+RANK_ROWS = 1 << 18
+# A scan costs a product with every row; a rebuild shares each product between two rows.
+REBUILD_SHARE = 0.9
+# Horizons round down by more than float64 arithmetic is off.
+DOWN = 1.0 - 1e-7
+
+
+@dataclass(frozen=True)
+class UpdateReport:
+    """What one update did, over all shards.
+
+    Attributes:
+        searched: Rows that were compared with all others.
+        changed: Rows whose neighbours or their order changed.
+        certified: Rows whose list alone proves their neighbours.
+        distances: Pairs of rows of which a product or distance was computed.
+        rebuilt: Whether all rows were searched.
+        bound: No neighbour is farther than this times the true one of its rank; 1.0: exact.
+        seconds: Wall-clock time on this process.
+    """
+
+    searched: int
+    changed: int
+    certified: int
+    distances: int
+    rebuilt: bool
+    bound: float
+    seconds: float
+
+
+@dataclass
+class _Reference:
+    """Where the lists were made: see the module. Arrays go by own row; written in place."""
+
+    frame: Frame
+    rows: Float32[Tensor, "n D"]
+    half: Float32[Tensor, " n"]
+    longest: float
+    lists: Lists
+    drift: Float64[Tensor, " n"]
+    certified: Bool[Tensor, " n"]
+    motion: Motion | None = None
+    pairs: int = 0
+    scanned: int = 0
+
+    @property
+    def stretch(self) -> float:
+        return 1.0 if self.motion is None else self.motion.stretch
+
+    @property
+    def error(self) -> float:
+        return key_error(self.rows.shape[1], self.longest)
+
+    def reach(self) -> Float64[Tensor, " n"]:
+        """s h_i as a distance, rounded down."""
+        h = self.lists.horizon.to(torch.float64).clamp(min=0)
+        return (self.stretch * (2 * h).sqrt()) * DOWN
+
+
+@dataclass
+class LiveGraph:
+    """The kNN graph of one shard's rows, kept up to date.
+
+    Args:
+        k: Neighbours of each row.
+        slack: Size of the lists; None: chosen from the drift that is seen.
+        keep_scale: True for unit rows, which only rotate together.
+
+    Attributes:
+        neighbor_ids, distances: The own rows' neighbours by (canonical distance, id), -1/inf where
+            there are none. New tensors after every update.
+    """
+
+    peers: Peers
+    k: int
+    slack: int | None = None
+    keep_scale: bool = False
+    neighbor_ids: Int64[Tensor, "n k"] = field(init=False)
+    distances: Float64[Tensor, "n k"] = field(init=False)
+    _rows: Float32[Tensor, "n D"] | None = field(init=False, default=None)
+    _active: Bool[Tensor, " n"] = field(init=False)
+    _reference: _Reference | None = field(init=False, default=None)
+    _drift: float = field(init=False, default=0.0)
+
+    def update(
+        self, rows: Float32[Tensor, "n D"], active: Bool[Tensor, " n"], *, eta: float = 0.0
+    ) -> UpdateReport:
+        """Bring the graph to new rows. Collective.
+
+        Args:
+            rows: As `prepare_rows` makes them; not copied, so nobody may write to them later.
+            active: Rows that take part; the others have no neighbours and are nobody's.
+            eta: Let rows be whose neighbours are, rank by rank, at most 1 + eta times as far as
+                the true ones; 0: exact.
+
+        Raises:
+            ValueError: eta is negative.
+        """
+        if not eta >= 0:
+            raise ValueError(f"eta must be >= 0, got {eta}")
+        began = time.perf_counter()
+        report = self._follow(rows, active, eta)
+        if report is None:
+            report = self._rebuild(rows, active)
+        self._rows, self._active = rows, active
+        return replace(report, seconds=time.perf_counter() - began)
+
+    # Following
+
+    def _follow(
+        self, rows: Float32[Tensor, "n D"], active: Bool[Tensor, " n"], eta: float
+    ) -> UpdateReport | None:
+        """Update what there is; None where everything should be built anew."""
+        ref = self._reference
+        if self.peers.any(ref is None or rows.shape != ref.rows.shape):
+            return None
+        before = self.neighbor_ids, self.distances
+        assert ref is not None
+        assert self._rows is not None
+        self._reference = None  # until it is whole again
+        step = _Step(self, ref, rows, active, eta)
+        report = step.run()
+        if report is None:
+            self._drift = step.typical_drift()
+            self.neighbor_ids, self.distances = before
+            return None
+        self._reference = ref
+        return report
+
+    # Building
+
+    def _rebuild(self, rows: Float32[Tensor, "n D"], active: Bool[Tensor, " n"]) -> UpdateReport:
+        peers, device = self.peers, rows.device
+        frame = self._frame(rows[active])
+        total = peers.total(int(active.sum()))
+        at = active.nonzero()[:, 0]
+        bank = bank_in_frame(rows[at], at, frame)
+        longest = peers.largest(bank.longest)
+        reference = rows.new_zeros(rows.shape)
+        reference[at] = bank.scaled.rows
+        half = rows.new_full(rows.shape[:1], torch.inf)
+        half[at] = bank.scaled.half
+        size = self._list_size(rows, active, frame, total)
+        lists = empty_lists(rows.shape[0], size, device)
+        error = key_error(rows.shape[1], longest)
+        ids = (at + peers.start).to(torch.int32)
+        found = finish(
+            self._search_all(Framed(bank.scaled.rows, bank.scaled.half, ids), size), error
+        )
+        lists.ids[at], lists.keys[at], lists.horizon[at] = found.ids, found.keys, found.horizon
+        drift = torch.zeros(rows.shape[0], dtype=torch.float64)
+        drift[at] = drift_of(bank.rows, bank.scaled.rows, frame.scale, _center(frame))
+        before = None if self._rows is None else self.neighbor_ids
+        self.neighbor_ids = torch.full((rows.shape[0], self.k), -1)
+        self.distances = torch.full(self.neighbor_ids.shape, torch.inf, dtype=torch.float64)
+        ref = _Reference(frame, reference, half, longest, lists, drift, torch.zeros_like(active))
+        ref.pairs = total * (total - 1) // 2
+        step = _Step(self, ref, rows, active, 0.0)
+        evaluated = step.rank(at)
+        step.certify()
+        evaluated += step.search_uncertified()
+        self._reference = ref
+        is_changed = (
+            active
+            if before is None or before.shape != self.neighbor_ids.shape
+            else ((self.neighbor_ids != before).any(1))
+        )
+        changed, certified, distances = peers.all_sum(
+            torch.stack([is_changed.sum(), ref.certified.sum(), torch.tensor(evaluated)])
+        ).tolist()
+        return UpdateReport(total, changed, certified, distances + ref.pairs, True, 1.0, 0.0)
+
+    def _frame(self, rows: Float32[Tensor, "m D"]) -> Frame:
+        """The frame of the rows of all shards: centred, entries in [-1, 1]."""
+        scale = power_of_two(self.peers.largest(largest_entry(rows)))
+        total = self.peers.all_sum((rows * scale).sum(0, dtype=torch.float64))
+        count = max(1, self.peers.total(rows.shape[0]))
+        return Frame(scale, (total / count).to(torch.float32), is_product=False)
+
+    def _list_size(
+        self, rows: Float32[Tensor, "n D"], active: Bool[Tensor, " n"], frame: Frame, total: int
+    ) -> int:
+        if self.slack is not None:
+            return max(self.slack, default_slack(1))
+        if self._drift == 0.0:
+            return default_slack(self.k)
+        return choose_slack(self.peers, rows, active, frame, self.k, self._drift, total)
+
+    def _search_all(self, own: Framed, size: int) -> Partial:
+        return search_over_shards(self.peers, own, size)
+
+
+@dataclass
+class _Step:
+    """One update while it is carried out; writes the graph's lists and neighbours."""
+
+    graph: LiveGraph
+    ref: _Reference
+    rows: Float32[Tensor, "n D"]
+    active: Bool[Tensor, " n"]
+    eta: float
+    theta: float = 0.0
+    distances: int = 0
+    searched: int = 0
+    most_moved: bool = False
+    is_searched: Bool[Tensor, " n"] = field(init=False)
+    is_settled: Bool[Tensor, " n"] = field(init=False)
+    is_kept: Bool[Tensor, " n"] = field(init=False)
+    is_changed: Bool[Tensor, " N"] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.is_searched = torch.zeros_like(self.active)
+        self.is_settled = torch.zeros_like(self.active)
+        self.is_kept = torch.zeros_like(self.active)
+        self.is_changed = torch.ones(self.peers.partition.num_nodes, dtype=torch.bool)
+
+    @property
+    def peers(self) -> Peers:
+        return self.graph.peers
+
+    def run(self) -> UpdateReport | None:
+        """Carry it out; None where all rows must be built anew."""
+        graph, ref = self.graph, self.ref
+        before = graph.neighbor_ids
+        graph.neighbor_ids, graph.distances = before.clone(), graph.distances.clone()
+        was_active = torch.isfinite(ref.half)
+        assert graph._rows is not None
+        is_moved = self.active & was_active & differing_rows(self.rows, graph._rows)
+        is_new, is_gone = self.active & ~was_active, was_active & ~self.active
+        if self._has_left_frame(is_moved | is_new):
+            return None
+        self._remove(is_gone)
+        self._measure(is_moved)
+        touched = self._touched(is_moved, is_new | is_gone)
+        if touched is None or not self._rank_and_split(touched, is_new):
+            return None
+        self._certify_and_search()
+        return self._report((graph.neighbor_ids != before).any(1))
+
+    # Parts of `run`
+
+    def _has_left_frame(self, is_changed: Bool[Tensor, " n"]) -> bool:
+        """Whether rows are too long for the frame, or there is none yet for anything."""
+        largest = largest_entry(self.rows[is_changed]) * self.ref.frame.scale
+        total = self.peers.total(int(torch.isfinite(self.ref.half).sum()))
+        return total == 0 or self.peers.largest(largest) > MAX_RATIO
+
+    def _remove(self, is_gone: Bool[Tensor, " n"]) -> None:
+        if not self.peers.any(bool(is_gone.any())):
+            return
+        ref, graph = self.ref, self.graph
+        ref.half[is_gone] = torch.inf
+        ref.drift[is_gone] = 0.0
+        ref.lists.ids[is_gone], ref.lists.keys[is_gone] = -1, torch.inf
+        ref.lists.horizon[is_gone] = -torch.inf
+        ref.certified[is_gone] = False
+        graph.neighbor_ids[is_gone], graph.distances[is_gone] = -1, torch.inf
+
+    def _measure(self, is_moved: Bool[Tensor, " n"]) -> None:
+        """Drift of the moved rows; of all rows where the common motion is estimated anew."""
+        ref, peers = self.ref, self.peers
+        moved, total = peers.total(int(is_moved.sum())), peers.total(int(self.active.sum()))
+        self.most_moved = 2 * moved > total
+        at = is_moved.nonzero()[:, 0]
+        if self.most_moved and self.rows.shape[1] * 8 <= total:
+            motion = self._better_motion()
+            if motion is not ref.motion:
+                ref.motion = motion
+                at = torch.isfinite(ref.half).nonzero()[:, 0]
+        ref.drift[at] = self._drift_of(at)
+
+    def _drift_of(self, at: Int64[Tensor, " m"]) -> Float64[Tensor, " m"]:
+        ref = self.ref
+        rows, reference = self.rows[at], ref.rows[at]
+        if ref.motion is None:
+            return drift_of(rows, reference, ref.frame.scale, _center(ref.frame))
+        return residuals(ref.motion, reference, rows, ref.frame.scale, _center(ref.frame))
+
+    def _better_motion(self) -> Motion | None:
+        """The rows' common motion from their references, if taking it out helps."""
+        ref, peers = self.ref, self.peers
+        sampled = torch.isfinite(ref.half) & self.active & _is_sampled(peers, MOTION_SAMPLE)
+        at = sampled.nonzero()[:, 0]
+        scale, center = ref.frame.scale, _center(ref.frame).to(torch.float64)
+        before = ref.rows[at].to(torch.float64)
+        after = self.rows[at].to(torch.float64) * scale - center
+        motion, kept = None, torch.ones(len(at), dtype=torch.bool)
+        for _ in range(2):  # again without the rows that go another way
+            motion = common_motion(
+                before[kept],
+                after[kept],
+                keep_scale=self.graph.keep_scale,
+                all_sum=peers.all_sum,
+            )
+            if motion is None:
+                return None
+            left = torch.linalg.vector_norm(after - motion.apply(before), dim=1)
+            kept = left <= 1.5 * float(peers.concat(left).median())
+        whole = torch.linalg.vector_norm(after - before, dim=1)
+        with_motion, without = peers.concat(left).median(), peers.concat(whole).median()
+        return motion if bool(with_motion < 0.8 * without) else None
+
+    def _touched(
+        self, is_moved: Bool[Tensor, " n"], is_other: Bool[Tensor, " n"]
+    ) -> Bool[Tensor, " n"] | None:
+        """Rows whose list must be ranked again; removed nodes are taken out of the lists."""
+        ref = self.ref
+        self.is_changed = self.peers.concat(is_moved | is_other)
+        self.is_kept = ref.certified & ~is_moved
+        gone = self.peers.concat(is_other & ~self.active)
+        touched = touched_rows(ref.lists, self.is_changed)
+        if bool(gone.any()):
+            drop_members(ref.lists, gone)
+        return (touched | is_moved | ~ref.certified) & torch.isfinite(ref.half)
+
+    def _rank_and_split(self, touched: Bool[Tensor, " n"], is_new: Bool[Tensor, " n"]) -> bool:
+        """Rank touched lists, choose theta, scan the far movers; False where a build is cheaper."""
+        at = touched.nonzero()[:, 0]
+        if len(at) > 16 * 1024 and self.peers.group is None:
+            probe = at[:: len(at) // 1024]
+            self.distances += self.rank(probe)
+            if self._is_dear(probe, is_new):
+                return False
+        self.distances += self.rank(at)
+        old = torch.isfinite(self.ref.half)
+        drift, limit = self.ref.drift[old], self._limits()[old]
+        self.theta = self._choose(drift, limit)
+        failing = self.peers.total(num_scanned(drift, limit, self.theta))
+        # References that all have been left behind are paid for again and again: as soon as that
+        # has cost a build, build.
+        owed = self.ref.scanned if self.most_moved and failing else 0
+        if self._costs(failing + self.peers.total(int(is_new.sum())), owed):
+            return False
+        # Lists have been ranked with these motions; what follows looks at lists anew.
+        self.is_kept = torch.zeros_like(self.active)
+        is_far = old & (self.ref.drift > self.theta) | is_new
+        self.theta = self._largest_drift(~is_far)
+        self._scan(is_far)
+        return True
+
+    def _is_dear(self, probe: Int64[Tensor, " m"], is_new: Bool[Tensor, " n"]) -> bool:
+        """Whether a sample of the touched rows says that most rows would be scanned."""
+        limit = self._limits()[probe]
+        drift = self.ref.drift[probe]
+        share = num_scanned(drift, limit, best_threshold(drift, limit)) / len(probe)
+        touched = int(torch.isfinite(self.ref.half).sum())
+        return share > 0.95 and self._costs(int(share * touched) + int(is_new.sum()))
+
+    def _limits(self) -> Float64[Tensor, " n"]:
+        """Rows escape a scan while theta is less than this (Theorem B; C for eta > 0)."""
+        ref = self.ref
+        farthest = self.graph.distances[:, -1] * ref.frame.scale / (1 + self.eta)
+        limit = ref.reach() - ref.drift - farthest
+        return torch.where(torch.isinf(ref.lists.horizon), torch.inf, limit)
+
+    def _choose(self, drift: Float64[Tensor, " m"], limit: Float64[Tensor, " m"]) -> float:
+        peers = self.peers
+        stride = max(1, peers.total(len(drift)) // THRESHOLD_SAMPLE)
+        return best_threshold(peers.concat(drift[::stride]), peers.concat(limit[::stride]))
+
+    def _costs(self, scanned: int, owed: int = 0) -> bool:
+        """Whether scanning so many rows, beside those owed, costs as much as a build."""
+        total = self.peers.total(int(self.active.sum()))
+        pairs = (scanned + owed) * total - scanned**2 // 2
+        return pairs > REBUILD_SHARE * max(self.ref.pairs, total)
+
+    def _largest_drift(self, of: Bool[Tensor, " n"]) -> float:
+        drift = self.ref.drift[of & torch.isfinite(self.ref.half)]
+        return self.peers.largest(float(drift.max()) if len(drift) else 0.0)
+
+    def _certify_and_search(self) -> None:
+        self.certify()
+        is_left = self._is_left()
+        # A new reference takes the row's own drift out, and fills a list that has lost members.
+        a = self.graph.distances[:, -1] * self.ref.frame.scale
+        has_hope = (a + self.theta < self.ref.reach()) | (self.ref.lists.ids[:, -1] < 0)
+        again = is_left & ~self.is_searched & (has_hope | (self.theta <= 1e-6 * a))
+        if self.peers.any(bool(again.any())):
+            self._scan(again)
+            self.certify()
+        self.distances += self.search_uncertified()
+
+    def typical_drift(self) -> float:
+        """Median drift over all rows in units of the data, for the choice of the next lists."""
+        drift = self.peers.concat(self.ref.drift[torch.isfinite(self.ref.half)])
+        return float(drift.median()) / self.ref.frame.scale if len(drift) else 0.0
+
+    def _report(self, is_changed: Bool[Tensor, " n"]) -> UpdateReport:
+        ref, graph = self.ref, self.graph
+        a = graph.distances[:, -1] * ref.frame.scale
+        tau = ref.reach() - ref.drift - self.theta
+        loose = self.active & ~ref.certified & ~self.is_settled
+        bound = float((a[loose] / tau[loose]).max()) if bool(loose.any()) else 1.0
+        searched, changed, certified, distances = self.peers.all_sum(
+            torch.stack(
+                [
+                    self.is_searched.sum(),
+                    is_changed.sum(),
+                    ref.certified.sum(),
+                    torch.tensor(self.distances),
+                ]
+            )
+        ).tolist()
+        ref.scanned += searched if self.most_moved else 0
+        bound = max(1.0, self.peers.largest(bound))
+        return UpdateReport(searched, changed, certified, distances, False, bound, 0.0)
+
+    # Steps that a rebuild uses too
+
+    def rank(self, at: Int64[Tensor, " m"]) -> int:
+        """Rank the lists of some own rows by canonical distance; how many distances it took."""
+        ref, graph = self.ref, self.graph
+        evaluated = 0
+        largest = self._largest_drift(torch.ones_like(self.active))
+        chunks = max(self.peers.counts(-(-len(at) // RANK_ROWS)))
+        for start in range(0, chunks * RANK_ROWS, RANK_ROWS):
+            own = at[start : start + RANK_ROWS]
+            ids = ref.lists.ids[own]
+            positions, (bank, drift) = self.peers.members(ids, self.rows, ref.drift)
+            members = Ranking(
+                bank,
+                drift,
+                positions,
+                largest,
+                ref.stretch,
+                ref.error,
+                ref.frame.scale,
+                self.is_changed,
+                self.is_kept[own],
+            )
+            found, distances = graph.neighbor_ids[own], graph.distances[own]
+            evaluated += rank_lists(ref.lists, own, self.rows, ref.drift, members, found, distances)
+            graph.neighbor_ids[own], graph.distances[own] = found, distances
+        return evaluated
+
+    def certify(self) -> None:
+        """Mark the rows whose list proves their neighbours."""
+        ref = self.ref
+        self.theta = self._largest_drift(torch.ones_like(self.active))
+        tau = ref.reach() - ref.drift - self.theta
+        a = self.graph.distances[:, -1] * ref.frame.scale
+        is_whole = torch.isinf(ref.lists.horizon) & (ref.lists.horizon > 0)
+        ref.certified = ((a < tau) | is_whole) & torch.isfinite(ref.half)
+
+    def search_uncertified(self) -> int:
+        """Search the rows that no list can certify among all rows, as they are now."""
+        graph, peers = self.graph, self.peers
+        at = self._is_left().nonzero()[:, 0]
+        if not peers.any(len(at) > 0):
+            return 0
+        own = self.active.nonzero()[:, 0]
+        bank = bank_in_frame(self.rows[own], own + peers.start, self.ref.frame)
+        for root, part, (queries, ids) in peers.blocks(self.rows[at], at + peers.start):
+            found, distances = search_bank(bank, queries, graph.k, ids)
+            parts = peers.collect(found, root), peers.collect(distances, root)
+            if root == peers.rank:
+                best = merge_topk(*parts, graph.k)
+                graph.neighbor_ids[at[part]], graph.distances[at[part]] = best
+        self.is_searched[at] = True
+        self.is_settled[at] = True
+        return len(at) * peers.total(len(own))
+
+    def _is_left(self) -> Bool[Tensor, " n"]:
+        """Rows that are neither certified nor within the tolerance."""
+        ref = self.ref
+        tau = ref.reach() - ref.drift - self.theta
+        a = self.graph.distances[:, -1] * ref.frame.scale
+        is_good = ref.certified | ((tau > 0) & (a <= (1 + self.eta) * tau) & (self.eta > 0))
+        return self.active & ~is_good
+
+    def _scan(self, is_scanned: Bool[Tensor, " n"]) -> None:
+        """Move the references of some rows to where they are, and mend all lists."""
+        ref, graph, peers = self.ref, self.graph, self.peers
+        scanned = peers.concat(is_scanned)
+        if not bool(scanned.any()):
+            return
+        at = is_scanned.nonzero()[:, 0]
+        self._move_references(at)
+        self.is_searched |= is_scanned
+        drop_members(ref.lists, scanned)
+        found = empty_partial(len(at), ref.lists.size, self.rows.device)
+        others = torch.isfinite(ref.half) & ~is_scanned
+        limits = torch.where(others, ref.lists.horizon + ref.error, -torch.inf)
+        hits = scan_over_shards(peers, self._framed(), at, limits, found)
+        own = finish(found, ref.error)
+        ref.lists.ids[at], ref.lists.keys[at] = own.ids, own.keys
+        ref.lists.horizon[at] = own.horizon
+        admit(ref.lists, hits, ref.error)
+        self.distances += self.rank(at)
+        places, (bank,) = peers.members(hits.nodes.to(torch.int64), self.rows)
+        rank_hits(hits, self.rows, bank, places, graph.neighbor_ids, graph.distances)
+        num_others = peers.total(int(others.sum())) + peers.total(len(at)) // 2
+        self.distances += len(hits.rows) + len(at) * num_others
+
+    def _move_references(self, at: Int64[Tensor, " m"]) -> None:
+        ref = self.ref
+        framed = ref.frame.apply(self.rows[at], torch.float64).rows
+        if ref.motion is not None:
+            framed = ref.motion.undo(framed)
+        ref.rows[at] = framed.to(torch.float32)
+        ref.half[at] = torch.linalg.vector_norm(ref.rows[at], dim=1).square() / 2
+        ref.longest = self.peers.largest(max(ref.longest, longest_row(ref.rows[at])))
+        ref.drift[at] = self._drift_of(at)
+
+    def _framed(self) -> Framed:
+        ids = torch.arange(len(self.active), dtype=torch.int32) + self.peers.start
+        return Framed(self.ref.rows, self.ref.half, ids)
+
+
+def _center(frame: Frame) -> Float32[Tensor, " D"]:
+    assert frame.center is not None
+    return frame.center
+
+
+def _is_sampled(peers: Peers, size: int) -> Bool[Tensor, " n"]:
+    """A set of about `size` nodes that does not depend on the shards."""
+    start, stop = peers.partition.span(peers.rank)
+    stride = max(1, peers.partition.num_nodes // size)
+    return torch.arange(start, stop) % stride == 0

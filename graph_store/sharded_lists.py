@@ -1,0 +1,171 @@
+"""Lists of references over all shards: rows travel, and every product serves both of its rows.
+
+Keys of one pair may differ in their last bits from shard to shard; horizons allow for that, and
+who is a neighbour is decided by canonical distances later. So the result does not depend on shards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float32, Int64
+from torch import Tensor
+
+from .kernels.lists import Framed, Hits, Partial, merge_partial, scan, scan_both, search_self
+from .peers import BLOCK, Peers
+
+# Up to this share of moved rows, a copy of the others costs more than products that serve one row.
+SMALL_SHARE = 0.08
+
+
+def search_over_shards(peers: Peers, own: Framed, size: int, block: int = BLOCK) -> Partial:
+    """Nearest references of the own rows among those of all shards, `size` + 1. Collective.
+
+    Every two shards share their pairs: of shards a < b, a takes the products with the first half
+    of b's rows, and b those of a's rows with its second half. A shard returns what it has found
+    for the other's rows, which came with their last keys, so that only what is nearer is kept.
+
+    Cost:
+        Half of all products; every shard receives three quarters of the others' rows on average,
+        and as many lists of `size` + 1.
+    """
+    found = search_self(own, size)
+    if peers.group is None:
+        return found
+    counts = peers.counts(len(own.ids))
+    for partners in _rounds(peers.size):
+        trades = [_trade(partners, counts, rank) for rank in range(peers.size)]
+        trade = trades[peers.rank]
+        for start in range(0, max(each.sent for each in trades), block):
+            mine = slice(min(start, trade.sent), min(start + block, trade.sent))
+            theirs = max(0, min(block, trade.received - start))
+            _exchange_block(peers, own, found, trade, mine, theirs)
+    return found
+
+
+def scan_over_shards(
+    peers: Peers,
+    own: Framed,
+    moved: Int64[Tensor, " m"],
+    limits: Float32[Tensor, " n"],
+    found: Partial,
+) -> Hits:
+    """Scan the moved references of all shards over the rows of all shards. Collective.
+
+    Args:
+        own: References of the own rows.
+        moved: Which of them have moved.
+        limits: As in `scan`; -inf for those that have moved.
+        found: Receives the lists of the own moved rows.
+
+    Returns:
+        Hits among the own rows: their own row, the query, and its key.
+    """
+    queries = own.take(moved)
+    bank, places = own, None
+    if len(moved) > SMALL_SHARE * len(own.ids):
+        # Among themselves each product serves both rows; the others are made contiguous.
+        among = search_self(queries, found.keys.shape[1] - 1)
+        found.keys.copy_(among.keys)
+        found.nodes.copy_(among.nodes)
+        places = (limits > -torch.inf).nonzero()[:, 0]
+        bank, limits = own.take(places), limits[places]
+    hits = []
+    for root, part, (rows, half, ids) in peers.blocks(queries.rows, queries.half, queries.ids):
+        block = Framed(rows, half, ids)
+        is_own = root == peers.rank
+        lists = Partial(found.keys[part], found.nodes[part]) if is_own else _like(found, len(ids))
+        hits.append(scan(block, bank, lists, limits))
+        if not is_own and places is not None:
+            scan(block, queries, lists, None)
+        if peers.group is None:
+            continue
+        parts = peers.collect(lists.keys, root), peers.collect(lists.nodes, root)
+        if is_own:
+            for shard, (keys, nodes) in enumerate(zip(*parts)):
+                if shard != root:
+                    merge_partial(lists, Partial(keys, nodes))
+    none = Hits(queries.ids[:0], queries.ids[:0], queries.half[:0])
+    rows, nodes, keys = (
+        torch.cat([getattr(h, name) for h in [none, *hits]]) for name in ("rows", "nodes", "keys")
+    )
+    at = rows if places is None else places[rows.to(torch.int64)].to(torch.int32)
+    return Hits(at, nodes, keys)
+
+
+@dataclass(frozen=True)
+class _Trade:
+    """What a shard sends to its partner, gets from it, and which own rows it multiplies with that.
+
+    The first `sent` of the own rows are sent.
+    """
+
+    partner: int
+    sent: int
+    received: int
+    multiplied: slice
+
+
+def _trade(partners: list[int], counts: list[int], rank: int) -> _Trade:
+    """The lower shard gives all its rows for the first half of the other's, who keeps the second.
+
+    So each pair of rows is multiplied by one of them.
+    """
+    partner, own = partners[rank], counts[rank]
+    if partner == rank:
+        return _Trade(partner, 0, 0, slice(0, 0))
+    other = counts[partner]
+    if rank < partner:
+        return _Trade(partner, own, other // 2, slice(0, own))
+    return _Trade(partner, own // 2, other, slice(own // 2, own))
+
+
+def _exchange_block(
+    peers: Peers, own: Framed, found: Partial, trade: _Trade, mine: slice, theirs: int
+) -> None:
+    """Send a block of rows to the partner, multiply the one that came, and swap the lists."""
+    group = peers.group
+    assert group is not None
+    send, receive = [0] * peers.size, [0] * peers.size
+    send[trade.partner], receive[trade.partner] = mine.stop - mine.start, theirs
+    rows = group.exchange(own.rows[mine], send, receive)
+    half = group.exchange(own.half[mine], send, receive)
+    ids = group.exchange(own.ids[mine], send, receive)
+    last = group.exchange(found.keys[mine, -1], send, receive)
+    width = found.keys.shape[1]
+    lists = Partial(
+        last[:, None].repeat(1, width), torch.full((theirs, width), -1, dtype=torch.int32)
+    )
+    part = trade.multiplied
+    scan_both(
+        Framed(own.rows[part], own.half[part], own.ids[part]),
+        Partial(found.keys[part], found.nodes[part]),
+        Framed(rows, half, ids),
+        lists,
+    )
+    keys = group.exchange(lists.keys, receive, send)
+    nodes = group.exchange(lists.nodes, receive, send)
+    merge_partial(Partial(found.keys[mine], found.nodes[mine]), Partial(keys, nodes))
+
+
+def _rounds(num_shards: int) -> Iterator[list[int]]:
+    """Rounds in which every two shards are partners once; oneself where there is nobody."""
+    seats = list(range(num_shards + num_shards % 2))
+    half = len(seats) // 2
+    for _ in range(len(seats) - 1):
+        partners = list(range(num_shards))
+        for a, b in zip(seats[:half], reversed(seats[half:])):
+            if max(a, b) < num_shards:
+                partners[a], partners[b] = b, a
+        yield partners
+        seats.insert(1, seats.pop())
+
+
+def _like(found: Partial, num_rows: int) -> Partial:
+    width = found.keys.shape[1]
+    return Partial(
+        found.keys.new_full((num_rows, width), torch.inf),
+        found.nodes.new_full((num_rows, width), -1),
+    )
