@@ -1,4 +1,4 @@
-"""Nearest-neighbour search behind one protocol; all backends agree in ids, order and distances."""
+"""Nearest-neighbour search behind one protocol; exact backends agree to the last bit."""
 
 from __future__ import annotations
 
@@ -9,12 +9,18 @@ from torch import Tensor
 
 from .kernels.knn import Found, Metric, make_bank, search_bank
 
-Backend = Literal["auto", "torch", "faiss"]
+Backend = Literal["auto", "torch", "faiss", "ivf"]
 
 
 @runtime_checkable
 class NeighborIndex(Protocol):
-    """Prepared rows (see `kernels.rows.prepare_rows`) under their node ids."""
+    """Prepared rows (see `kernels.rows.prepare_rows`) under their node ids.
+
+    Attributes:
+        is_exact: Whether all of the nearest rows are found; if not, measure the recall.
+    """
+
+    is_exact: bool
 
     def search(
         self,
@@ -31,6 +37,8 @@ class NeighborIndex(Protocol):
 
 class TorchIndex:
     """Exact search in torch, on the device of the rows: the oracle of the other backends."""
+
+    is_exact = True
 
     def __init__(
         self,
@@ -57,8 +65,8 @@ def make_index(
 ) -> NeighborIndex:
     """An index over prepared rows.
 
-    "auto" is torch: `benchmarks/knn.py` measures it to be the faster one on the CPU, and on the
-    GPU it needs no second copy of the rows.
+    "torch" and "faiss" are exact, "ivf" is not. "auto" is torch: `benchmarks/knn.py` measures it to
+    be the faster one on the CPU, and on the GPU it needs no second copy of the rows.
 
     Raises:
         ValueError: No such backend, or faiss is not installed.
@@ -69,4 +77,8 @@ def make_index(
         from .faiss_index import FaissIndex
 
         return FaissIndex(rows, ids, metric)
-    raise ValueError(f'backend must be "auto", "torch" or "faiss", got {backend!r}')
+    if backend == "ivf":
+        from .faiss_index import FaissIvfIndex
+
+        return FaissIvfIndex(rows, ids, metric)
+    raise ValueError(f'backend must be "auto", "torch", "faiss" or "ivf", got {backend!r}')
