@@ -1,8 +1,9 @@
 """The Ray actor of one shard: `Shard` on two lanes, a fence, and the process group of the shards.
 
-Reads have a lane (concurrency group) of their own, so they are answered while a round is computed
-on the other. Every request names the incarnation of the shard that it is meant for: Ray restarts
-an actor that died with empty tables, and an empty shard would answer as if nothing had happened.
+Reads and puts have lanes (concurrency groups) of their own, so they are answered while a round is
+computed on the third. Every request names the incarnation of the shard that it is meant for: Ray
+restarts an actor that died with empty tables, and an empty shard would answer as if nothing had
+happened.
 """
 
 from __future__ import annotations
@@ -76,10 +77,10 @@ class ShardActor:
         self._fence(incarnation)
         return to_arrays(getattr(self._shard, method)(*to_tensors(args)))
 
-    def update_knn(self, incarnation: str) -> KnnReport:
+    def update_knn(self, incarnation: str, complete: tuple[str, ...]) -> KnnReport:
         """`Shard.update_knn`. Collective."""
         self._fence(incarnation)
-        return self._together(self._shard.update_knn)
+        return self._together(lambda: self._shard.update_knn(complete))
 
     def solve(
         self, incarnation: str, version: str, pickled_fn: bytes, round: int
@@ -101,9 +102,10 @@ class ShardActor:
 
         return self._together(run)
 
-    def save(self, incarnation: str, uri: str, version: str) -> Part:
-        """Write the own part of a snapshot."""
+    def save(self, incarnation: str, uri: str, version: str, complete: tuple[str, ...]) -> Part:
+        """Write the own part of a snapshot, with the puts that are complete."""
         self._fence(incarnation)
+        self._shard.absorb(complete)
         return write_part(uri, version, self._rank, self._shard.contents())
 
     def load(self, incarnation: str, uri: str, manifest: Manifest) -> None:

@@ -27,7 +27,7 @@ import time
 from dataclasses import dataclass, field, replace
 
 import torch
-from jaxtyping import Bool, Float32, Float64, Int32, Int64
+from jaxtyping import Bool, Float32, Float64, Int64
 from torch import Tensor
 
 from .kernels.knn import merge_topk, search_bank
@@ -60,6 +60,7 @@ from .motion import Motion, common_motion, residuals
 from .peers import Peers
 from .sharded_lists import scan_over_shards, search_over_shards
 from .slack import choose_slack, default_slack
+from .store import KnnReport
 from .thresholds import best_threshold, num_scanned
 
 # Rows (over all shards) of which the motion is estimated, and of which theta is chosen.
@@ -71,29 +72,6 @@ RANK_ROWS = 1 << 18
 REBUILD_SHARE = 0.9
 # Horizons round down by more than float64 arithmetic is off.
 DOWN = 1.0 - 1e-7
-
-
-@dataclass(frozen=True)
-class UpdateReport:
-    """What one update did, over all shards.
-
-    Attributes:
-        searched: Rows that were compared with all others.
-        changed: Rows whose neighbours or their order changed.
-        certified: Rows whose list alone proves their neighbours.
-        distances: Pairs of rows of which a product or distance was computed.
-        rebuilt: Whether all rows were searched.
-        bound: No neighbour is farther than this times the true one of its rank; 1.0: exact.
-        seconds: Wall-clock time on this process.
-    """
-
-    searched: int
-    changed: int
-    certified: int
-    distances: int
-    rebuilt: bool
-    bound: float
-    seconds: float
 
 
 @dataclass
@@ -152,7 +130,7 @@ class LiveGraph:
 
     def update(
         self, rows: Float32[Tensor, "n D"], active: Bool[Tensor, " n"], *, eta: float = 0.0
-    ) -> UpdateReport:
+    ) -> KnnReport:
         """Bring the graph to new rows. Collective.
 
         Args:
@@ -173,11 +151,32 @@ class LiveGraph:
         self._rows, self._active = rows, active
         return replace(report, seconds=time.perf_counter() - began)
 
+    def grow(self, peers: Peers) -> None:
+        """Make room for rows with further ids, in one process; they come with the next update."""
+        assert peers.group is None, "shards own fixed ranges of ids"
+        old, more = self.peers.partition.num_nodes, peers.partition.num_nodes
+        self.peers = peers
+        ref = self._reference
+        if more == old or ref is None or self._rows is None:
+            return
+        added = more - old
+        self._rows = _pad(self._rows, added, 0.0)
+        self.neighbor_ids = _pad(self.neighbor_ids, added, -1)
+        self.distances = _pad(self.distances, added, torch.inf)
+        ref.rows, ref.half = _pad(ref.rows, added, 0.0), _pad(ref.half, added, torch.inf)
+        ref.drift, ref.certified = _pad(ref.drift, added, 0.0), _pad(ref.certified, added, False)
+        lists = ref.lists
+        ref.lists = Lists(
+            _pad(lists.ids, added, -1),
+            _pad(lists.keys, added, torch.inf),
+            _pad(lists.horizon, added, -torch.inf),
+        )
+
     # Following
 
     def _follow(
         self, rows: Float32[Tensor, "n D"], active: Bool[Tensor, " n"], eta: float
-    ) -> UpdateReport | None:
+    ) -> KnnReport | None:
         """Update what there is; None where everything should be built anew."""
         ref = self._reference
         if self.peers.any(ref is None or rows.shape != ref.rows.shape):
@@ -197,7 +196,7 @@ class LiveGraph:
 
     # Building
 
-    def _rebuild(self, rows: Float32[Tensor, "n D"], active: Bool[Tensor, " n"]) -> UpdateReport:
+    def _rebuild(self, rows: Float32[Tensor, "n D"], active: Bool[Tensor, " n"]) -> KnnReport:
         peers, device = self.peers, rows.device
         frame = self._frame(rows[active])
         total = peers.total(int(active.sum()))
@@ -236,7 +235,9 @@ class LiveGraph:
         changed, certified, distances = peers.all_sum(
             torch.stack([is_changed.sum(), ref.certified.sum(), torch.tensor(evaluated)])
         ).tolist()
-        return UpdateReport(total, changed, certified, distances + ref.pairs, True, 1.0, 0.0)
+        return KnnReport(
+            total, changed, True, 1.0, 0.0, certified, distances + ref.pairs, rebuilt=True
+        )
 
     def _frame(self, rows: Float32[Tensor, "m D"]) -> Frame:
         """The frame of the rows of all shards: centred, entries in [-1, 1]."""
@@ -286,7 +287,7 @@ class _Step:
     def peers(self) -> Peers:
         return self.graph.peers
 
-    def run(self) -> UpdateReport | None:
+    def run(self) -> KnnReport | None:
         """Carry it out; None where all rows must be built anew."""
         graph, ref = self.graph, self.ref
         before = graph.neighbor_ids
@@ -453,25 +454,29 @@ class _Step:
         drift = self.peers.concat(self.ref.drift[torch.isfinite(self.ref.half)])
         return float(drift.median()) / self.ref.frame.scale if len(drift) else 0.0
 
-    def _report(self, is_changed: Bool[Tensor, " n"]) -> UpdateReport:
+    def _report(self, is_changed: Bool[Tensor, " n"]) -> KnnReport:
         ref, graph = self.ref, self.graph
-        a = graph.distances[:, -1] * ref.frame.scale
+        unit = ref.frame.scale
         tau = ref.reach() - ref.drift - self.theta
         loose = self.active & ~ref.certified & ~self.is_settled
-        bound = float((a[loose] / tau[loose]).max()) if bool(loose.any()) else 1.0
-        searched, changed, certified, distances = self.peers.all_sum(
-            torch.stack(
-                [
-                    self.is_searched.sum(),
-                    is_changed.sum(),
-                    ref.certified.sum(),
-                    torch.tensor(self.distances),
-                ]
-            )
-        ).tolist()
+        bound = (graph.distances[loose, -1] * unit / tau[loose]).amax() if loose.any() else 1.0
+        # Theorem C: members nearer than tau are true neighbours at their true rank.
+        unproved = (graph.distances[loose] * unit >= tau[loose, None]).sum()
+        counts = [self.is_searched.sum(), is_changed.sum(), ref.certified.sum(), self.active.sum()]
+        counts += [torch.tensor(self.distances), unproved, loose.sum()]
+        numbers = self.peers.all_sum(torch.stack(counts)).tolist()
+        searched, changed, certified, num_rows, distances, num_unproved, num_loose = numbers
         ref.scanned += searched if self.most_moved else 0
-        bound = max(1.0, self.peers.largest(bound))
-        return UpdateReport(searched, changed, certified, distances, False, bound, 0.0)
+        return KnnReport(
+            searched,
+            changed,
+            exact=num_loose == 0,
+            recall=1.0 - num_unproved / max(1, num_rows * graph.k),
+            seconds=0.0,
+            certified=certified,
+            distances=distances,
+            bound=max(1.0, self.peers.largest(float(bound))),
+        )
 
     # Steps that a rebuild uses too
 
@@ -573,6 +578,11 @@ class _Step:
     def _framed(self) -> Framed:
         ids = torch.arange(len(self.active), dtype=torch.int32) + self.peers.start
         return Framed(self.ref.rows, self.ref.half, ids)
+
+
+def _pad(x: Tensor, added: int, value: float) -> Tensor:
+    """Further rows of one value."""
+    return torch.cat([x, x.new_full((added, *x.shape[1:]), value)])
 
 
 def _center(frame: Frame) -> Float32[Tensor, " D"]:

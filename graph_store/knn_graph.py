@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Float32, Float64, Int64
+from jaxtyping import Bool, Float32, Float64, Int64
 from torch import Tensor
 
 from .affinity import LocalAffinity, power_affinity
+from .incremental import LiveGraph
 from .index import Backend, make_index
 from .kernels.cosine_zeros import add_zero_rows, is_zero
 from .kernels.knn import Metric, knn_self_join
 from .kernels.rows import prepare_rows, similarity_from_distance
 from .local_view import LocalGraphView
+from .partition import Partition
+from .peers import Peers
 from .solvers.arrays import Array, as_tensor, like
+from .store import KnnReport
 from .view import AffinityKind
 
 METRICS = ("euclidean", "cosine", "inner_product")
@@ -37,13 +43,38 @@ class KnnGraph:
         canonical: Float64[Tensor, "n k"],
         metric: Metric,
         model: Array,
+        source: _Source,
     ) -> None:
         self.metric = metric
+        self._source = source
         self.num_nodes, self.k = neighbor_ids.shape
         self._neighbor_ids, self._canonical = neighbor_ids, canonical
         shown = canonical if metric == "euclidean" else self._similarity
         self.ids: Any = like(neighbor_ids, model)
         self.distances: Any = like(shown.to(torch.float32), model)
+
+    def update(
+        self, x_new: Array, *, removed: Array | None = None, eta: float = 0.0
+    ) -> tuple[KnnGraph, KnnReport]:
+        """The exact graph of moved rows, searching only what the motion could have changed.
+
+        Rows keep their numbers: row i of `x_new` is node i, and further rows are new nodes. This
+        graph stays as it is. What makes updates cheap goes over to the new graph; updating an older
+        one again builds from nothing (as do graphs of inner products, of other backends than torch
+        and of `slack=0`).
+
+        Args:
+            x_new: (n', d) numbers, n' >= n.
+            removed: Ids of nodes that are taken out, for good: they have no neighbours (-1, and
+                inf or 0) and are nobody's. Their rows in `x_new` are not looked at.
+            eta: Neighbours may be up to 1 + eta times as far as the true ones of their rank, where
+                that saves a search; 0: exact.
+
+        Raises:
+            ValueError: Fewer rows than before, another width, unknown ids, or what `knn_graph`
+                refuses.
+        """
+        return self._source.update(self, x_new, removed, eta)
 
     def as_view(self) -> LocalGraphView:
         """The graph as solvers and methods see it.
@@ -76,8 +107,64 @@ class KnnGraph:
         return similarity_from_distance(self._canonical)
 
 
+@dataclass
+class _Source:
+    """What the graphs of one chain of updates share; only the newest can be updated cheaply."""
+
+    options: _Options
+    removed: Bool[Tensor, " n"]
+    dim: int
+    live: LiveGraph | None
+
+    def update(
+        self, graph: KnnGraph, x_new: Array, removed: Array | None, eta: float
+    ) -> tuple[KnnGraph, KnnReport]:
+        gone = self._gone(graph, x_new, removed)
+        live, self.live = self.live, None
+        return _build(x_new, gone, self.options, live, graph, eta)
+
+    def _gone(self, graph: KnnGraph, x_new: Array, removed: Array | None) -> Bool[Tensor, " m"]:
+        shape = tuple(as_tensor(x_new).shape)
+        if len(shape) != 2 or shape[0] < graph.num_nodes or shape[1] != self.dim:
+            raise ValueError(
+                f"x_new must have the graph's {graph.num_nodes} rows (and may have more) of width "
+                f"{self.dim}, got shape {shape}; name rows that are gone in removed"
+            )
+        gone = torch.zeros(shape[0], dtype=torch.bool)
+        gone[: graph.num_nodes] = self.removed
+        if removed is not None:
+            ids = as_tensor(removed).to(torch.int64).cpu()
+            unknown = ids[(ids < 0) | (ids >= graph.num_nodes)]
+            if len(unknown):
+                raise ValueError(
+                    f"removed has ids {unknown[:10].tolist()} that are not in "
+                    f"0..{graph.num_nodes - 1}"
+                )
+            gone[ids] = True
+        return gone
+
+
+@dataclass(frozen=True)
+class _Options:
+    k: int
+    metric: Metric
+    backend: Backend
+    slack: int | None
+
+    @property
+    def is_followed(self) -> bool:
+        """Whether the graph keeps what an update needs."""
+        is_torch = self.backend in ("auto", "torch")
+        return is_torch and self.metric != "inner_product" and self.slack != 0
+
+
 def knn_graph(
-    x: Array, k: int, metric: Metric = "euclidean", backend: Backend = "auto"
+    x: Array,
+    k: int,
+    metric: Metric = "euclidean",
+    backend: Backend = "auto",
+    *,
+    slack: int | None = None,
 ) -> KnnGraph:
     """Build the exact kNN graph of the rows of `x`.
 
@@ -90,6 +177,8 @@ def knn_graph(
         k: Neighbours of each node without itself, 1 to n - 1.
         metric: "euclidean", "cosine" or "inner_product".
         backend: "torch" or "faiss"; "auto" takes the faster one, "torch".
+        slack: Nodes per row that are kept for `KnnGraph.update`, more than k; None: chosen from
+            the motion that is seen; 0: nothing is kept, and updates build from nothing.
 
     Raises:
         ValueError: NaN or infinite rows (which are named), k outside 1..n-1, or an unknown option.
@@ -102,18 +191,69 @@ def knn_graph(
         >>> g.distances.tolist()
         [[1.0, 3.0], [1.0, 2.0], [2.0, 3.0], [4.0, 6.0]]
     """
-    rows = _checked_rows(x, k, metric)
+    if slack is not None and 0 < slack <= k:
+        raise ValueError(f"slack must be 0 or more than k = {k}, got {slack}")
+    options = _Options(k, metric, backend, slack)
+    return _build(x, torch.zeros(len(x), dtype=torch.bool), options, None, None, 0.0)[0]
+
+
+def _build(
+    x: Array,
+    gone: Bool[Tensor, " n"],
+    options: _Options,
+    live: LiveGraph | None,
+    before: KnnGraph | None,
+    eta: float,
+) -> tuple[KnnGraph, KnnReport]:
+    """The graph of the rows that are not gone; `live` is that of the graph before."""
+    began = time.perf_counter()
+    k, metric = options.k, options.metric
+    rows = _checked_rows(x, k, metric, gone)
     ids = torch.arange(rows.shape[0], device=rows.device)
-    kept = ~is_zero(rows) if metric == "cosine" else torch.ones_like(ids, dtype=torch.bool)
-    if backend in ("auto", "torch"):
+    gone = gone.to(rows.device)
+    kept = ~gone if metric != "cosine" else ~(gone | is_zero(rows))
+    report = None
+    if options.is_followed and rows.device.type == "cpu":
+        live = _live_graph(options, rows.shape[0], live)
+        report = live.update(rows, kept, eta=eta)
+        found = live.neighbor_ids[kept], live.distances[kept]
+    elif options.backend in ("auto", "torch"):
         found = knn_self_join(rows[kept], k, ids[kept], metric=metric)
     else:
-        found = make_index(backend, rows[kept], ids[kept], metric).search(rows[kept], k, ids[kept])
-    neighbor_ids, canonical = add_zero_rows(found, kept, ids, ids[~kept], ids, k)
-    return KnnGraph(neighbor_ids.to(rows.device), canonical.to(rows.device), metric, x)
+        index = make_index(options.backend, rows[kept], ids[kept], metric)
+        found = index.search(rows[kept], k, ids[kept])
+    neighbor_ids, canonical = add_zero_rows(found, kept, ids, ids[~kept & ~gone], ids[~gone], k)
+    neighbor_ids[gone], canonical[gone] = -1, torch.inf
+    source = _Source(options, gone.cpu(), rows.shape[1], live if report else None)
+    graph = KnnGraph(neighbor_ids.to(rows.device), canonical.to(rows.device), metric, x, source)
+    changed = _num_changed(graph, before)
+    if report is None:
+        present = int((~gone).sum())
+        report = KnnReport(present, changed, True, 1.0, 0.0, rebuilt=True)
+    return graph, replace(report, changed=changed, seconds=time.perf_counter() - began)
 
 
-def _checked_rows(x: Array, k: int, metric: Metric) -> Float32[Tensor, "n D"]:
+def _live_graph(options: _Options, num_rows: int, live: LiveGraph | None) -> LiveGraph:
+    """The kept lists, with room for new rows."""
+    peers = Peers(Partition.even(num_rows, 1))
+    if live is None:
+        return LiveGraph(peers, options.k, options.slack, keep_scale=options.metric == "cosine")
+    live.grow(peers)
+    return live
+
+
+def _num_changed(graph: KnnGraph, before: KnnGraph | None) -> int:
+    """Nodes whose neighbours are not those of the graph before; new nodes count."""
+    if before is None:
+        return graph.num_nodes
+    same = graph._neighbor_ids[: before.num_nodes] == before._neighbor_ids
+    return graph.num_nodes - int(same.all(1).sum())
+
+
+def _checked_rows(
+    x: Array, k: int, metric: Metric, gone: Bool[Tensor, " n"]
+) -> Float32[Tensor, "n D"]:
+    """Prepared rows; zeros for those that are gone."""
     if metric not in METRICS:
         raise ValueError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}")
     features = as_tensor(x).detach()
@@ -122,11 +262,14 @@ def _checked_rows(x: Array, k: int, metric: Metric) -> Float32[Tensor, "n D"]:
             f"x must be real numbers of shape (n, d), got {features.dtype} of shape "
             f"{tuple(features.shape)}"
         )
-    if not 1 <= k < features.shape[0]:
+    num_rows = features.shape[0] - int(gone.sum())
+    if not 1 <= k < num_rows:
         raise ValueError(
-            f"k must be between 1 and {features.shape[0] - 1}, because each of the "
-            f"{features.shape[0]} rows is not its own neighbour; got {k}"
+            f"k must be between 1 and {num_rows - 1}, because each of the {num_rows} rows is not "
+            f"its own neighbour; got {k}"
         )
+    if gone.any():
+        features = torch.where(gone.to(features.device)[:, None], 0, features)
     if not features.is_floating_point():
         features = features.to(torch.float64)
     rows = prepare_rows(features, metric)

@@ -57,6 +57,7 @@ class LocalStore(StoreBase):
 
     def snapshot(self, uri: str) -> None:
         """See `GraphStore.snapshot`; what is staged is written too."""
+        self._shard.absorb()
         version = new_version(uri)
         part = write_part(uri, version, 0, self._shard.contents())
         commit(uri, version, self.spec, self.partition.bounds, [part])
@@ -65,7 +66,9 @@ class LocalStore(StoreBase):
         """Nothing to do: the memory goes with the object."""
 
     def _write(self, method: str, node_ids: Tensor, *columns: Tensor | None) -> None:
-        getattr(self._shard, method)(node_ids, *columns)
+        # Copies: what is put waits for the next update, and the caller may write to it meanwhile.
+        kept = (None if column is None else column.clone() for column in columns)
+        getattr(self._shard, method)(node_ids.clone(), *kept)
 
     def _rows(self, node_ids: Tensor, names: Sequence[str], round: int | None) -> dict[str, Tensor]:
         return self._shard.rows(node_ids, names, round)

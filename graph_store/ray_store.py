@@ -21,6 +21,7 @@ from torch import Tensor
 from .. import __version__
 from .actors import READ_THREADS, ShardActor, to_arrays, to_tensors
 from .checks import check_spec
+from .inbox import complete_puts
 from .kernels.knn import merge_topk
 from .partition import Partition, route
 from .sharded_view import PeerLostError
@@ -128,7 +129,7 @@ class RayStore(StoreBase):
     def update_knn(self) -> KnnReport:
         """See `GraphStore.update_knn`."""
         began = time.perf_counter()
-        report: KnnReport = self._together("update_knn")[0]
+        report: KnnReport = self._together("update_knn", self._complete_puts())[0]
         return replace(report, seconds=time.perf_counter() - began)
 
     def refresh(self, fn: RefreshFn | None, *, round: int) -> Mapping[str, float]:
@@ -149,7 +150,7 @@ class RayStore(StoreBase):
     def snapshot(self, uri: str) -> None:
         """See `GraphStore.snapshot`; every shard writes its own file, what is staged too."""
         version = new_version(uri)
-        parts = self._all("save", uri, version)
+        parts = self._all("save", uri, version, self._complete_puts())
         commit(uri, version, self.spec, self.partition.bounds, parts)
 
     def close(self) -> None:
@@ -163,12 +164,22 @@ class RayStore(StoreBase):
         plan = route(self.partition, node_ids)
         order = node_ids.argsort()
         sent = [None if c is None else torch.split(c[order], plan.counts) for c in columns]
+        requests = plan.requests()
+        # Labels belong to no round; what does is told apart by put, and taken as a whole.
+        is_put = method in ("put", "remove")
+        stamp = ((uuid.uuid4().hex, len(requests)),) if is_put else ()
+        lane = "put" if is_put else "write"
         self._get(
             [
-                self._request(shard, "write", method, ids, *(s and s[shard] for s in sent))
-                for shard, ids in plan.requests()
+                self._request(shard, lane, method, ids, *(s and s[shard] for s in sent), *stamp)
+                for shard, ids in requests
             ]
         )
+
+    def _complete_puts(self) -> tuple[str, ...]:
+        """Puts that have reached all their shards by now."""
+        shards = range(self.num_shards)
+        return complete_puts(self._get([self._request(s, "put", "seal") for s in shards]))
 
     def _rows(self, node_ids: Tensor, names: Sequence[str], round: int | None) -> dict[str, Tensor]:
         return self._read(node_ids, "rows", tuple(names), round)
@@ -265,7 +276,7 @@ def _lost(error: RayActorError) -> StoreLostError:
 def _start_actor(
     spec: StoreSpec, partition: Partition, rank: int, name: str, options: ShardOptions
 ) -> Any:
-    actor = ray.remote(concurrency_groups={"read": READ_THREADS, "write": 1})(ShardActor)
+    actor = ray.remote(concurrency_groups={"read": READ_THREADS, "write": 1, "put": 1})(ShardActor)
     return actor.options(
         name=f"{name}-shard-{rank}",
         num_cpus=options.cpus_per_shard,

@@ -11,19 +11,23 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
-from jaxtyping import Bool, Float, Float32, Int64, Shaped
+from jaxtyping import Bool, Float, Float32, Int64
 from torch import Tensor
 
+from .inbox import Inbox, Stamp
+from .incremental import LiveGraph
 from .index import NeighborIndex, make_index
 from .kernels.cosine_zeros import add_zero_rows, is_zero
 from .kernels.density import density
 from .kernels.rows import prepare_rows, similarity_from_distance
 from .local_view import LocalGraphView
 from .partition import Partition, take_rows
+from .peers import Peers
 from .sharded_knn import knn_over_shards
-from .sharded_view import ShardedGraphView, ShardGroup, sum_over_shards
+from .sharded_view import ShardedGraphView, ShardGroup
 from .solution import node_state, solution_columns, summarize
 from .store import KnnReport, RefreshFn, StoreSpec
 from .table import EXTRA, Columns, Rounds, StagingTable
@@ -41,11 +45,16 @@ class Shard:
         self.partition = partition
         self._start, stop = partition.span(rank)
         self.node_ids = torch.arange(self._start, stop)
+        self._rank = rank
         self._group: ShardGroup | None = None
+        self._peers = Peers(partition, rank)
         self._device = torch.device(spec.device)
         self._labels = torch.full((len(self.node_ids),), -1)
         self._table = StagingTable(spec, len(self.node_ids))
-        self._is_stale = True
+        self._inbox = Inbox()
+        self._is_old = True  # the table has changed since the graph was made
+        self._rows: Tensor | None = None
+        self._live: LiveGraph | None = None
         self._staged: Columns | None = None
         self._solved: tuple[int, Columns] | None = None
         self._rounds = Rounds()
@@ -54,6 +63,9 @@ class Shard:
     def join(self, group: ShardGroup | None) -> None:
         """Talk to the other shards through `group` from now on; None where there are none."""
         self._group = group
+        self._peers = Peers(self.partition, self._rank, group)
+        if self._live is not None:
+            self._live.peers = self._peers
 
     # Writes
 
@@ -62,14 +74,25 @@ class Shard:
         node_ids: Int64[Tensor, " m"],
         features: Float[Tensor, "m D"],
         probs: Float[Tensor, "m C"] | None,
+        stamp: Stamp | None = None,
     ) -> None:
-        """See `GraphStore.put`; without `probs` the nodes keep those that they have."""
-        rows = node_ids - self._start
-        self._is_stale = True
-        self._table.write("features", rows, features)
-        self._table.write("present", rows, torch.ones(len(rows), dtype=torch.bool))
+        """See `GraphStore.put`; without `probs` the nodes keep those that they have.
+
+        `stamp` tells the parts of one put from those of others where it goes to several shards.
+        """
+        columns = {"features": features, "present": torch.ones(len(node_ids), dtype=torch.bool)}
         if probs is not None:
-            self._table.write("probs", rows, probs)
+            columns["probs"] = probs
+        self._inbox.write(node_ids - self._start, columns, stamp)
+
+    def remove(self, node_ids: Int64[Tensor, " m"], stamp: Stamp | None = None) -> None:
+        """See `GraphStore.remove`."""
+        gone = torch.zeros(len(node_ids), dtype=torch.bool)
+        self._inbox.write(node_ids - self._start, {"present": gone}, stamp)
+
+    def seal(self) -> tuple[Stamp, ...]:
+        """What has been put by now and may belong to the next `update_knn`."""
+        return self._inbox.seal()
 
     def put_labels(self, node_ids: Int64[Tensor, " m"], labels: Int64[Tensor, " m"]) -> None:
         """See `GraphStore.put_labels`."""
@@ -77,28 +100,45 @@ class Shard:
         changed[node_ids - self._start] = labels
         self._labels = changed
 
-    def update_knn(self) -> KnnReport:
+    def absorb(self, complete: Sequence[str] | None = None) -> None:
+        """Write what has been put into the table; see `update_knn`."""
+        written = self._inbox.take(self._table, complete)
+        if not bool(written.any()):
+            return
+        self._is_old = True
+        if self._rows is not None:
+            self._rows = self._rows.clone()  # the graph still compares with the old ones
+            at = written.nonzero()[:, 0]
+            self._rows[at] = self._prepare(self._table.peek("features")[at])
+
+    def update_knn(self, complete: Sequence[str] | None = None) -> KnnReport:
         """See `GraphStore.update_knn`; the same report on every shard. Collective.
+
+        Args:
+            complete: Puts that have reached all their shards; None in one process.
 
         Raises:
             ValueError: No shard has any features.
         """
         began = time.perf_counter()
-        if not self._any_is_stale():
+        self.absorb(complete)
+        if not self._peers.any(self._is_old):
+            self._inbox.mark_seen()
             return KnnReport(0, 0, True, 1.0, time.perf_counter() - began)
         columns = self._table.freeze()
         present = columns["present"]
-        if not self._sum(present.sum()):
+        if not self._peers.total(int(present.sum())):
             raise ValueError("no features have been put; call put before update_knn")
-        graph = self._search(columns["features"], present)
+        graph, report = self._update_graph(columns["features"], present)
         changed = present
         if self._staged is not None:
             moved = graph["neighbor_ids"] != self._staged["neighbor_ids"]
             changed = present & moved.any(1)
         self._staged = {**columns, **graph}
-        self._is_stale = False
-        searched, num_changed = self._sum(torch.stack([present.sum(), changed.sum()])).tolist()
-        return KnnReport(searched, num_changed, True, 1.0, time.perf_counter() - began)
+        self._is_old = False
+        self._inbox.mark_seen()
+        num_changed = self._peers.total(int(changed.sum()))
+        return replace(report, changed=num_changed, seconds=time.perf_counter() - began)
 
     def solve(self, fn: RefreshFn | None, round: int) -> Mapping[str, float]:
         """Run `fn` over the staged graph and hold the result back for `publish`. Collective.
@@ -109,7 +149,7 @@ class Shard:
         Raises:
             ValueError: The graph is not up to date, or `fn` returned what is no pseudo-label.
         """
-        if self._any_is_stale():
+        if self._peers.any(self._staged is None or self._is_old or self._inbox.has_unseen()):
             raise ValueError(
                 "the graph is older than the features; call update_knn after the last put and "
                 "before refresh"
@@ -180,12 +220,15 @@ class Shard:
     # Snapshots
 
     def contents(self) -> dict[str, Columns]:
-        """All that a snapshot holds, by part: "labels", "table", "staged", "round.<number>"."""
+        """All that a snapshot holds, by part: "labels", "table", "staged", "round.<number>".
+
+        Of what was put lately, what `absorb` has taken.
+        """
         parts: dict[str, Columns] = {
             "labels": {"labels": self._labels},
             "table": self._table.freeze(),
         }
-        if self._staged is not None and not self._is_stale:
+        if self._staged is not None and not self._is_old:
             parts["staged"] = self._staged
         return parts | {f"round.{q}": self._rounds.get(q) for q in self._rounds.numbers()}
 
@@ -194,7 +237,9 @@ class Shard:
         self._labels = parts["labels"]["labels"]
         self._table.load(parts["table"])
         self._staged = parts.get("staged")
-        self._is_stale = self._staged is None
+        self._inbox = Inbox()
+        self._is_old = self._staged is None
+        self._rows, self._live = None, None
         self._rounds = Rounds(
             {int(name[6:]): c for name, c in parts.items() if name.startswith("round.")}
         )
@@ -209,30 +254,58 @@ class Shard:
             raise ValueError("nothing can be read yet; call put and update_knn first")
         return self._staged
 
-    def _search(
-        self, features: Float[Tensor, "n D"], present: Shaped[Tensor, " n"]
-    ) -> dict[str, Tensor]:
+    def _prepare(self, features: Float[Tensor, "m D"]) -> Float32[Tensor, "m D"]:
+        return prepare_rows(features.to(self._device).float(), self.spec.metric)
+
+    def _update_graph(
+        self, features: Float[Tensor, "n D"], present: Bool[Tensor, " n"]
+    ) -> tuple[dict[str, Tensor], KnnReport]:
         """The graph columns of the own rows; absent nodes have no neighbours and are nobody's."""
-        rows = prepare_rows(features[present].to(self._device), self.spec.metric)
-        own, k = self.node_ids[present].to(self._device), self.spec.k
-        searched = self._has_direction(rows)
-        found = knn_over_shards(
-            rows[searched], own[searched], k, group=self._group, backend=self.spec.backend
-        )
-        zero_ids, all_ids = self._first_ids(own[~searched]), self._first_ids(own)
-        ids, distances = add_zero_rows(found, searched, own, zero_ids, all_ids, k)
-        shape = (len(present), k)
-        neighbor_ids = torch.full(shape, -1)
-        neighbor_ids[present] = ids.cpu()
-        all_distances = torch.full(shape, torch.inf, dtype=torch.float64)
-        all_distances[present] = distances.cpu()
-        similarity = similarity_from_distance(all_distances).float()
-        return {
-            "neighbor_ids": neighbor_ids,
+        if self._rows is None:
+            self._rows = self._prepare(features)
+            if self._rows.data_ptr() == features.data_ptr():
+                self._rows = self._rows.clone()
+        is_searched = present.to(self._device) & self._has_direction(self._rows)
+        if self._device.type == "cpu" and self.spec.backend != "faiss":
+            found, report = self._follow(is_searched)
+        else:
+            found, report = self._search(is_searched)
+        own = self.node_ids.to(self._device)
+        zeros = present.to(self._device) & ~is_searched
+        zero_ids, all_ids = self._first_ids(own[zeros]), self._first_ids(own[present])
+        ids, distances = add_zero_rows(found, is_searched, own, zero_ids, all_ids, self.spec.k)
+        ids[~present], distances[~present] = -1, torch.inf
+        ids, distances = ids.cpu(), distances.cpu()
+        similarity = similarity_from_distance(distances).float()
+        columns = {
+            "neighbor_ids": ids,
             "similarity": similarity,
-            "distances": all_distances.float(),
-            "density": density(similarity, neighbor_ids),
+            "distances": distances.float(),
+            "density": density(similarity, ids),
         }
+        return columns, replace(report, searched=report.searched + self._sum_flags(zeros))
+
+    def _follow(self, is_searched: Bool[Tensor, " n"]) -> tuple[tuple[Tensor, Tensor], KnnReport]:
+        """Bring the kept graph up to date."""
+        assert self._rows is not None
+        if self._live is None:
+            is_unit = self.spec.metric == "cosine"
+            self._live = LiveGraph(self._peers, self.spec.k, self.spec.slack, keep_scale=is_unit)
+        live = self._live
+        report = live.update(self._rows, is_searched, eta=self.spec.tolerance)
+        return (live.neighbor_ids[is_searched], live.distances[is_searched]), report
+
+    def _search(self, is_searched: Bool[Tensor, " n"]) -> tuple[tuple[Tensor, Tensor], KnnReport]:
+        """Search all rows anew."""
+        assert self._rows is not None
+        own, backend = self.node_ids.to(self._device)[is_searched], self.spec.backend
+        rows = self._rows[is_searched]
+        found = knn_over_shards(rows, own, self.spec.k, group=self._group, backend=backend)
+        count = self._sum_flags(is_searched)
+        return found, KnnReport(count, count, True, 1.0, 0.0, rebuilt=True)
+
+    def _sum_flags(self, flags: Bool[Tensor, " n"]) -> int:
+        return self._peers.total(int(flags.sum()))
 
     def _view(self, columns: Columns) -> LocalGraphView | ShardedGraphView:
         names = ("neighbor_ids", "similarity", "distances")
@@ -276,9 +349,3 @@ class Shard:
             index = (made, ids[~searched], ids)
             self._indices.append((features, index))
             return index
-
-    def _any_is_stale(self) -> bool:
-        return bool(self._sum(torch.tensor(int(self._is_stale))))
-
-    def _sum(self, x: Tensor) -> Tensor:
-        return x if self._group is None else sum_over_shards(self._group, x)

@@ -20,7 +20,15 @@ RefreshFn = Callable[[GraphView, NodeState], PseudoLabels | None]
 
 @dataclass(frozen=True)
 class StoreSpec:
-    """Shape of a store. `dtype` is how features lie in memory; arithmetic is float32 or wider."""
+    """Shape of a store, and how its graph is kept.
+
+    Attributes:
+        dtype: How features lie in memory; arithmetic is float32 or wider.
+        update: "exact": the graph follows the features (`incremental`); "refine": the old graph is
+            improved until its measured recall reaches `recall_target`.
+        tolerance: Lets neighbours of "exact" be up to 1 + tolerance times as far as the true ones.
+        slack: Size of the lists behind "exact"; None: chosen from the drift that is seen.
+    """
 
     num_nodes: int
     dim: int
@@ -30,17 +38,40 @@ class StoreSpec:
     dtype: Literal["float32", "float16"] = "float32"
     backend: Literal["auto", "torch", "faiss"] = "auto"
     device: str = "cpu"
+    update: Literal["exact", "refine"] = "exact"
+    tolerance: float = 0.0
+    slack: int | None = None
+    recall_target: float = 0.99
 
 
 @dataclass(frozen=True)
 class KnnReport:
-    """What `update_knn` did. `recall` is 1.0 where the graph is exact."""
+    """What an update of a graph did, over all shards.
+
+    Attributes:
+        searched: Nodes that were compared with all others.
+        changed: Nodes whose neighbours or their order changed.
+        exact: Whether ids and order are those of a brute force.
+        recall: Share of true neighbours that were found: 1.0 where `exact`, proved where nodes may
+            be `bound` away, measured on a sample (see `recall_low`) where the graph is refined.
+        seconds: Wall-clock time.
+        certified: Nodes whose neighbours are proved without a search.
+        distances: Pairs of nodes of which a product or a distance was computed.
+        rebuilt: Whether the graph was built from nothing.
+        bound: No neighbour is farther than this times the true one of its rank.
+        recall_low: Lower end of the measured recall's 95 % confidence interval.
+    """
 
     searched: int
     changed: int
     exact: bool
     recall: float
     seconds: float
+    certified: int = 0
+    distances: int = 0
+    rebuilt: bool = False
+    bound: float = 1.0
+    recall_low: float = 1.0
 
 
 class StoreLostError(RuntimeError):
@@ -64,7 +95,14 @@ class GraphStore(Protocol):
 
     def put(self, node_ids: Tensor, features: Tensor, probs: Tensor | None = None) -> None:
         """Stage rows for the next round. Raises ValueError (ids named) on NaN/inf, wrong width,
-        ids outside 0..num_nodes-1 or twice in one call."""
+        ids outside 0..num_nodes-1 or twice in one call. A put during `update_knn` belongs to the
+        next round, as a whole."""
+        ...
+
+    def remove(self, node_ids: Tensor) -> None:
+        """Take nodes out with the next update: no neighbours, nobody's neighbour, until put again.
+
+        Their labels stay."""
         ...
 
     def put_labels(self, node_ids: Tensor, labels: Tensor) -> None:

@@ -47,6 +47,12 @@ class StoreBase(ABC):
         check_rows(self.spec, ids, rows, given)
         self._write("put", ids, rows.to(_feature_dtype(self.spec)), given)
 
+    def remove(self, node_ids: Array) -> None:
+        """See `GraphStore.remove`."""
+        ids = _tensor(node_ids)
+        check_ids(self.spec, ids, distinct=True)
+        self._write("remove", ids)
+
     def put_labels(self, node_ids: Array, labels: Array) -> None:
         """See `GraphStore.put_labels`."""
         ids, given = _tensor(node_ids), _tensor(labels)

@@ -36,6 +36,7 @@ class StagingTable:
             "present": torch.zeros(num_rows, dtype=torch.bool),
         }
         self._frozen: set[str] = set()
+        self.num_rows = num_rows
 
     def write(self, name: str, rows: Int64[Tensor, " m"], values: Shaped[Tensor, "m ..."]) -> None:
         """Overwrite some rows of a column."""
@@ -44,6 +45,10 @@ class StagingTable:
             self._frozen.discard(name)
         column = self._columns[name]
         column[rows] = values.to(column.dtype)
+
+    def peek(self, name: str) -> Tensor:
+        """A column as it is now, to be read at once."""
+        return self._columns[name]
 
     def freeze(self) -> dict[str, Tensor]:
         """The columns as they are now; they do not change any more."""
