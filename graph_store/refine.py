@@ -1,7 +1,7 @@
 """The approximate kNN graph that follows moving features: refined from the old lists, and measured.
 
 Refinement is not exact and does not know how far off it is; `refine_to_target` measures it on
-a sample. Rows are those that `kernels.rows.prepare_rows` makes, distances are canonical.
+a sample. Rows are those that `kernels.rows.prepare_rows` makes, on the CPU; distances are canonical.
 """
 
 from __future__ import annotations
