@@ -25,9 +25,16 @@ def check_spec(spec: StoreSpec) -> None:
         ("metric", ("cosine", "euclidean")),
         ("dtype", ("float32", "float16")),
         ("backend", ("auto", "torch", "faiss")),
+        ("update", ("exact", "refine")),
     ):
         if getattr(spec, name) not in known:
             raise ValueError(f"{name} = {getattr(spec, name)!r}: use one of {', '.join(known)}")
+    if not 0 <= spec.tolerance < float("inf"):
+        raise ValueError(f"tolerance = {spec.tolerance} must be 0 (exact) or more")
+    if spec.slack is not None and spec.slack <= spec.k:
+        raise ValueError(f"slack = {spec.slack} must be more than k = {spec.k}, or None")
+    if not 0 < spec.recall_target < 1:
+        raise ValueError(f"recall_target = {spec.recall_target} must lie between 0 and 1")
 
 
 def check_ids(spec: StoreSpec, node_ids: Tensor, *, distinct: bool = False) -> None:

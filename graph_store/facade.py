@@ -25,6 +25,10 @@ class GraphStore:
         dtype: Literal["float32", "float16"] = "float32",
         backend: Literal["auto", "torch", "faiss"] = "auto",
         *,
+        update: Literal["exact", "refine"] = "exact",
+        tolerance: float = 0.0,
+        slack: int | None = None,
+        recall_target: float = 0.99,
         name: str = "store",
         **resources: Any,
     ) -> RayStore:
@@ -32,6 +36,7 @@ class GraphStore:
 
         Args:
             device: "auto" is the GPU where shards ask for one (`gpus_per_shard` > 0), else the CPU.
+            update, tolerance, slack, recall_target: How the graph is kept; see `store.StoreSpec`.
             resources: See `ray_store.ShardOptions`.
 
         Raises:
@@ -49,6 +54,10 @@ class GraphStore:
             dtype=dtype,
             backend=backend,
             device=_device(device, options.gpus_per_shard),
+            update=update,
+            tolerance=tolerance,
+            slack=slack,
+            recall_target=recall_target,
         )
         return RayStore.create(spec, num_shards=num_shards, name=name, options=options)
 

@@ -23,6 +23,7 @@ from .actors import READ_THREADS, ShardActor, to_arrays, to_tensors
 from .checks import check_spec
 from .inbox import complete_puts
 from .kernels.knn import merge_topk
+from .memory import check_memory
 from .partition import Partition, route
 from .sharded_view import PeerLostError
 from .snapshot import commit, new_version, read_manifest
@@ -86,6 +87,7 @@ class RayStore(StoreBase):
         partition = Partition.even(spec.num_nodes, num_shards)
         asked = options or ShardOptions()
         _check_resources(asked, num_shards)
+        check_memory(spec, -(-spec.num_nodes // num_shards), num_shards, _memory_by_machine())
         unique = f"{name}-{uuid.uuid4().hex[:8]}"
         shards = [_start_actor(spec, partition, rank, unique, asked) for rank in range(num_shards)]
         try:
@@ -297,3 +299,12 @@ def _check_resources(options: ShardOptions, num_shards: int) -> None:
                 f"but the cluster has {has.get(kind, 0.0):g}; lower num_shards or "
                 f"{kind.lower()}s_per_shard"
             )
+
+
+def _memory_by_machine() -> dict[str, float]:
+    """Bytes that Ray may lend on each machine."""
+    return {
+        node["NodeID"]: node["Resources"]["memory"]
+        for node in ray.nodes()
+        if node["Alive"] and "memory" in node["Resources"]
+    }

@@ -14,19 +14,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
-from jaxtyping import Bool, Float, Float32, Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from .inbox import Inbox, Stamp
-from .incremental import LiveGraph
 from .index import NeighborIndex, make_index
-from .kernels.cosine_zeros import add_zero_rows, is_zero
-from .kernels.density import density
-from .kernels.rows import prepare_rows, similarity_from_distance
+from .kernels.cosine_zeros import add_zero_rows
+from .kernels.rows import prepare_rows
 from .local_view import LocalGraphView
 from .partition import Partition, take_rows
 from .peers import Peers
-from .sharded_knn import knn_over_shards
+from .shard_graph import ShardGraph
 from .sharded_view import ShardedGraphView, ShardGroup
 from .solution import node_state, solution_columns, summarize
 from .store import KnnReport, RefreshFn, StoreSpec
@@ -53,8 +51,7 @@ class Shard:
         self._table = StagingTable(spec, len(self.node_ids))
         self._inbox = Inbox()
         self._is_old = True  # the table has changed since the graph was made
-        self._rows: Tensor | None = None
-        self._live: LiveGraph | None = None
+        self._graph = ShardGraph(spec)
         self._staged: Columns | None = None
         self._solved: tuple[int, Columns] | None = None
         self._rounds = Rounds()
@@ -64,8 +61,6 @@ class Shard:
         """Talk to the other shards through `group` from now on; None where there are none."""
         self._group = group
         self._peers = Peers(self.partition, self._rank, group)
-        if self._live is not None:
-            self._live.peers = self._peers
 
     # Writes
 
@@ -106,10 +101,7 @@ class Shard:
         if not bool(written.any()):
             return
         self._is_old = True
-        if self._rows is not None:
-            self._rows = self._rows.clone()  # the graph still compares with the old ones
-            at = written.nonzero()[:, 0]
-            self._rows[at] = self._prepare(self._table.peek("features")[at])
+        self._graph.write(self._table.peek("features"), written)
 
     def update_knn(self, complete: Sequence[str] | None = None) -> KnnReport:
         """See `GraphStore.update_knn`; the same report on every shard. Collective.
@@ -129,7 +121,7 @@ class Shard:
         present = columns["present"]
         if not self._peers.total(int(present.sum())):
             raise ValueError("no features have been put; call put before update_knn")
-        graph, report = self._update_graph(columns["features"], present)
+        graph, report = self._graph.update(self._peers, columns["features"], present)
         changed = present
         if self._staged is not None:
             moved = graph["neighbor_ids"] != self._staged["neighbor_ids"]
@@ -210,7 +202,7 @@ class Shard:
     ) -> tuple[Int64[Tensor, "m k"], Float[Tensor, "m k"]]:
         """The k own nodes that are nearest to any features, by (canonical distance, id)."""
         queries = prepare_rows(features.to(self._device), self.spec.metric)
-        searched = self._has_direction(queries)
+        searched = self._graph.has_direction(queries)
         index, zero_ids, all_ids = self._round_index(self._columns(round))
         found = index.search(queries[searched], k)
         nobody = torch.full((len(queries),), -1, device=queries.device)
@@ -239,7 +231,7 @@ class Shard:
         self._staged = parts.get("staged")
         self._inbox = Inbox()
         self._is_old = self._staged is None
-        self._rows, self._live = None, None
+        self._graph = ShardGraph(self.spec)
         self._rounds = Rounds(
             {int(name[6:]): c for name, c in parts.items() if name.startswith("round.")}
         )
@@ -254,59 +246,6 @@ class Shard:
             raise ValueError("nothing can be read yet; call put and update_knn first")
         return self._staged
 
-    def _prepare(self, features: Float[Tensor, "m D"]) -> Float32[Tensor, "m D"]:
-        return prepare_rows(features.to(self._device).float(), self.spec.metric)
-
-    def _update_graph(
-        self, features: Float[Tensor, "n D"], present: Bool[Tensor, " n"]
-    ) -> tuple[dict[str, Tensor], KnnReport]:
-        """The graph columns of the own rows; absent nodes have no neighbours and are nobody's."""
-        if self._rows is None:
-            self._rows = self._prepare(features)
-            if self._rows.data_ptr() == features.data_ptr():
-                self._rows = self._rows.clone()
-        is_searched = present.to(self._device) & self._has_direction(self._rows)
-        if self._device.type == "cpu" and self.spec.backend != "faiss":
-            found, report = self._follow(is_searched)
-        else:
-            found, report = self._search(is_searched)
-        own = self.node_ids.to(self._device)
-        zeros = present.to(self._device) & ~is_searched
-        zero_ids, all_ids = self._first_ids(own[zeros]), self._first_ids(own[present])
-        ids, distances = add_zero_rows(found, is_searched, own, zero_ids, all_ids, self.spec.k)
-        ids[~present], distances[~present] = -1, torch.inf
-        ids, distances = ids.cpu(), distances.cpu()
-        similarity = similarity_from_distance(distances).float()
-        columns = {
-            "neighbor_ids": ids,
-            "similarity": similarity,
-            "distances": distances.float(),
-            "density": density(similarity, ids),
-        }
-        return columns, replace(report, searched=report.searched + self._sum_flags(zeros))
-
-    def _follow(self, is_searched: Bool[Tensor, " n"]) -> tuple[tuple[Tensor, Tensor], KnnReport]:
-        """Bring the kept graph up to date."""
-        assert self._rows is not None
-        if self._live is None:
-            is_unit = self.spec.metric == "cosine"
-            self._live = LiveGraph(self._peers, self.spec.k, self.spec.slack, keep_scale=is_unit)
-        live = self._live
-        report = live.update(self._rows, is_searched, eta=self.spec.tolerance)
-        return (live.neighbor_ids[is_searched], live.distances[is_searched]), report
-
-    def _search(self, is_searched: Bool[Tensor, " n"]) -> tuple[tuple[Tensor, Tensor], KnnReport]:
-        """Search all rows anew."""
-        assert self._rows is not None
-        own, backend = self.node_ids.to(self._device)[is_searched], self.spec.backend
-        rows = self._rows[is_searched]
-        found = knn_over_shards(rows, own, self.spec.k, group=self._group, backend=backend)
-        count = self._sum_flags(is_searched)
-        return found, KnnReport(count, count, True, 1.0, 0.0, rebuilt=True)
-
-    def _sum_flags(self, flags: Bool[Tensor, " n"]) -> int:
-        return self._peers.total(int(flags.sum()))
-
     def _view(self, columns: Columns) -> LocalGraphView | ShardedGraphView:
         names = ("neighbor_ids", "similarity", "distances")
         ids, similarity, distances = (columns[name].to(self._device) for name in names)
@@ -314,22 +253,6 @@ class Shard:
         if self._group is None:
             return LocalGraphView(ids, similarity, distances, metric)
         return ShardedGraphView(self._group, self.partition, ids, similarity, distances, metric)
-
-    def _has_direction(self, rows: Float32[Tensor, "m D"]) -> Bool[Tensor, " m"]:
-        """False for rows of zeros under the cosine."""
-        if self.spec.metric == "cosine":
-            return ~is_zero(rows)
-        return torch.ones(len(rows), dtype=torch.bool, device=rows.device)
-
-    def _first_ids(self, ids: Int64[Tensor, " m"]) -> Int64[Tensor, " f"]:
-        """The lowest k + 1 of each shard's ascending ids, in shard order. Collective."""
-        if self._group is None:
-            return ids
-        first = ids.new_full((self.spec.k + 1,), -1)
-        few = ids[: len(first)]
-        first[: len(few)] = few
-        every = torch.cat(self._group.all_gather(first))
-        return every[every >= 0]
 
     def _round_index(self, columns: Columns) -> RoundIndex:
         """Index, ids of the zero rows and of all rows of a round; kept as long as the round."""
@@ -344,7 +267,7 @@ class Shard:
             present = columns["present"]
             rows = prepare_rows(features[present].to(self._device), self.spec.metric)
             ids = self.node_ids[present].to(self._device)
-            searched = self._has_direction(rows)
+            searched = self._graph.has_direction(rows)
             made = make_index(self.spec.backend, rows[searched], ids[searched])
             index = (made, ids[~searched], ids)
             self._indices.append((features, index))

@@ -68,12 +68,21 @@ class ModelSpec(_Section):
 
 
 class GraphSpec(_Section):
+    """The graph. `update = "exact"` follows the features and searches only what their motion could
+    have changed (`tolerance` > 0: neighbours may be that share farther than the true ones);
+    "refine" improves the old graph until its measured recall reaches `recall_target`. `slack` is
+    the size of the lists behind "exact", chosen from the drift that is seen where it is 0."""
+
     k: int = Field(15, ge=1)
     metric: Literal["cosine", "euclidean"] = "cosine"
     num_shards: int = Field(1, ge=1)
     device: str = "auto"
     backend: Literal["auto", "torch", "faiss"] = "auto"
     dtype: Literal["float32", "float16"] = "float32"
+    update: Literal["exact", "refine"] = "exact"
+    recall_target: float = Field(0.99, gt=0, lt=1)
+    tolerance: float = Field(0.0, ge=0)
+    slack: int = Field(0, ge=0)
 
 
 class RefreshSpec(_Section):

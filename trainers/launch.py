@@ -16,7 +16,7 @@ from ..datasets.manifest import load_info
 from ..graph_store.local_store import LocalStore
 from ..graph_store.store import GraphStore, StoreSpec
 from . import checkpoint
-from .config import RunSpec
+from .config import GraphSpec, RunSpec
 from .prepare import Prepared, forget_after
 from .run_dir import RunDir, environment
 from .worker import Job, local_engine, run_job
@@ -100,12 +100,23 @@ def _local_store(
             dim=spec.model.feature_dim,
             num_classes=num_classes,
             k=graph.k,
-            metric=graph.metric,
-            dtype=graph.dtype,
-            backend=graph.backend,
             device=device,
+            **_graph_options(graph),
         )
     )
+
+
+def _graph_options(graph: GraphSpec) -> dict[str, Any]:
+    """What both kinds of store are told about their graph."""
+    return {
+        "metric": graph.metric,
+        "dtype": graph.dtype,
+        "backend": graph.backend,
+        "update": graph.update,
+        "tolerance": graph.tolerance,
+        "slack": graph.slack or None,
+        "recall_target": graph.recall_target,
+    }
 
 
 def _ray_store(
@@ -130,11 +141,9 @@ def _ray_store(
         dim=spec.model.feature_dim,
         num_classes=num_classes,
         k=graph.k,
-        metric=graph.metric,
         num_shards=graph.num_shards,
         device=graph.device,
-        dtype=graph.dtype,
-        backend=graph.backend,
+        **_graph_options(graph),
         name=name,
         cpus_per_shard=resources.cpus_per_shard,
         gpus_per_shard=resources.gpus_per_shard,
