@@ -10,9 +10,10 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float32, Float64, Int64
+from jaxtyping import Bool, Float32, Float64, Int64
 from torch import Tensor
 
+from .exchange import Exchange, OneProcess
 from .kernels.knn import Metric, make_bank, search_bank
 
 # Two-sided 95 %: quantile of the normal distribution and share of each tail.
@@ -101,17 +102,53 @@ def measure_recall(
     neighbor_ids: Int64[Tensor, "n k"],
     distances: Float64[Tensor, "n k"],
     *,
+    present: Bool[Tensor, " n"] | None = None,
+    exchange: Exchange | None = None,
     sample_size: int = 1000,
     seed: int = 0,
     metric: Metric = "euclidean",
 ) -> Recall:
-    """Recall of a graph over prepared rows in one process.
+    """Recall of a graph over prepared rows, whose lists have canonical distances.
+
+    Args:
+        present: Nodes that exist; None = all.
+        exchange: With the other shards; the columns are the own rows then, and the call is
+            collective. None in one process.
 
     Cost:
         `sample_size` exact searches: `sample_size` n D multiplications.
     """
-    num_nodes, k = neighbor_ids.shape
-    sample = choose_sample(num_nodes, sample_size, seed).to(rows.device)
-    bank = make_bank(rows, torch.arange(num_nodes, device=rows.device), metric)
-    _, true_distances = search_bank(bank, rows[sample], k, sample)
-    return recall_of(neighbor_ids[sample], distances[sample], true_distances, num_nodes=num_nodes)
+    exchange = exchange or OneProcess(rows.shape[0])
+    if present is None:
+        present = torch.ones(rows.shape[0], dtype=torch.bool, device=rows.device)
+    sample = choose_sample(exchange.num_nodes, sample_size, seed).to(rows.device)
+    truth = true_distances(exchange, rows, present, sample, neighbor_ids.shape[1], metric)
+    return recall_of_sample(exchange, neighbor_ids, distances, sample, truth)
+
+
+def true_distances(
+    exchange: Exchange,
+    rows: Float32[Tensor, "n D"],
+    present: Bool[Tensor, " n"],
+    sample: Int64[Tensor, " m"],
+    k: int,
+    metric: Metric = "euclidean",
+) -> Float64[Tensor, "m k"]:
+    """Distances of the k nearest of every sampled node, inf for absent ones. Collective."""
+    (table, is_there), places = exchange.fetch([rows, present], sample)
+    own_ids = torch.arange(rows.shape[0], device=rows.device) + exchange.start
+    bank = make_bank(rows[present], own_ids[present], metric)
+    found = exchange.merge(search_bank(bank, table[places], k, sample), k)
+    return torch.where(is_there[places][:, None], found[1], torch.inf)
+
+
+def recall_of_sample(
+    exchange: Exchange,
+    neighbor_ids: Int64[Tensor, "n k"],
+    distances: Float64[Tensor, "n k"],
+    sample: Int64[Tensor, " m"],
+    truth: Float64[Tensor, "m k"],
+) -> Recall:
+    """`recall_of` the sampled nodes' lists, wherever they are. Collective."""
+    (ids, canonical), places = exchange.fetch([neighbor_ids, distances], sample)
+    return recall_of(ids[places], canonical[places], truth, num_nodes=exchange.num_nodes)

@@ -1,7 +1,8 @@
 """The approximate kNN graph that follows moving features: refined from the old lists, and measured.
 
 Refinement is not exact and does not know how far off it is; `refine_to_target` measures it on
-a sample. Rows are those that `kernels.rows.prepare_rows` makes, on the CPU; distances are canonical.
+a sample. Rows are those that `kernels.rows.prepare_rows` makes, on the CPU; distances are
+canonical.
 """
 
 from __future__ import annotations
@@ -14,13 +15,15 @@ from jaxtyping import Bool, Float32, Float64, Int64
 from torch import Tensor
 
 from .exchange import Exchange, OneProcess
-from .kernels.knn import Metric, make_bank, search_bank
-from .recall import Recall, choose_sample, highest_low, recall_of
+from .kernels.knn import Metric
+from .recall import Recall, choose_sample, highest_low, recall_of_sample, true_distances
 from .refine_rounds import Lists, empty_lists, join_round, offer_candidates, values_at
 from .refine_starts import cell_mates, nearest_pivots
 
 # Pivots that are offered to a node that has moved, and cells that one is in at the start.
 _NUM_PIVOTS, _NUM_CELLS = 4, 3
+# Added to the seed of a sample that measures: it must not consist of pivots, which do better.
+_SAMPLE_SEED = 1_000_003
 
 
 @dataclass(frozen=True)
@@ -163,6 +166,7 @@ def refine_to_target(
     """`refine_graph` with as many rounds as the lower end of the measured recall needs.
 
     `needs_rebuild` of the result says that this was not enough; the best lists are returned.
+    Recall is measured on one sample after every round, and its interval is that of a single look.
 
     Raises:
         ValueError: As `refine_graph`; or a target that the sample is too small to show.
@@ -184,10 +188,10 @@ def refine_until(
 ) -> Refined:
     """`refine_to_target` of the own rows. Collective."""
     _check_target(recall_target, sample_size, exchange.num_nodes)
-    sample = choose_sample(exchange.num_nodes, sample_size, rule.seed)
-    truth = _true_distances(exchange, start, sample, k, rule.metric)
+    sample = choose_sample(exchange.num_nodes, sample_size, rule.seed + _SAMPLE_SEED)
+    truth = true_distances(exchange, start.rows, start.present_nodes, sample, k, rule.metric)
     for state in _rounds(exchange, start, k, rule):
-        recall = _measure(exchange, state.lists, sample, truth)
+        recall = recall_of_sample(exchange, state.lists.ids, state.lists.distances, sample, truth)
         if recall.low >= recall_target:
             break
     return replace(state.refined(), recall=recall, needs_rebuild=recall.low < recall_target)
@@ -237,7 +241,7 @@ def _begin(
     work = [offer_candidates(exchange, start.rows, lists, old, is_product=rule.is_product)]
     far_end_moved = values_at(exchange, moved, lists.ids, missing=False)
     lists.is_new.copy_((far_end_moved | moved[:, None]) & (lists.ids >= 0))
-    loosened = lists.is_new.any(1)
+    loosened = lists.is_new.any(1) | (lists.ids[:, -1] < 0)
     for candidates in _starts(exchange, start, present, moved, lists, rule):
         work.append(
             offer_candidates(exchange, start.rows, lists, candidates, is_product=rule.is_product)
@@ -264,25 +268,6 @@ def _starts(
         return []
     options = (_NUM_PIVOTS, rule.seed, rule.metric)
     return [nearest_pivots(*place, wanted, *options)]
-
-
-def _true_distances(
-    exchange: Exchange, start: Start, sample: Int64[Tensor, " m"], k: int, metric: Metric
-) -> Float64[Tensor, "m k"]:
-    """Distances of the k nearest of every sampled node, inf for absent ones."""
-    rows, present = start.rows, start.present_nodes
-    (table, has), places = exchange.fetch([rows, present], sample)
-    own_ids = torch.arange(rows.shape[0]) + exchange.start
-    bank = make_bank(rows[present], own_ids[present], metric)
-    found = exchange.merge(search_bank(bank, table[places], k, sample), k)
-    return torch.where(has[places][:, None], found[1], torch.inf)
-
-
-def _measure(
-    exchange: Exchange, lists: Lists, sample: Int64[Tensor, " m"], truth: Float64[Tensor, "m k"]
-) -> Recall:
-    (ids, distances), places = exchange.fetch([lists.ids, lists.distances], sample)
-    return recall_of(ids[places], distances[places], truth, num_nodes=exchange.num_nodes)
 
 
 def _check(exchange: Exchange, start: Start, k: int) -> None:

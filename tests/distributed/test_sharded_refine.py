@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from labelmesh.graph_store.kernels.knn import knn_self_join
 from labelmesh.graph_store.partition import Partition
+from labelmesh.graph_store.recall import measure_recall
 from labelmesh.graph_store.refine import Refined, Rule, refine_graph, refine_to_target
-from labelmesh.graph_store.sharded_refine import refine_over_shards, refine_over_shards_to_target
+from labelmesh.graph_store.sharded_refine import (
+    ShardExchange,
+    refine_over_shards,
+    refine_over_shards_to_target,
+)
 from labelmesh.graph_store.sharded_view import PeerLostError, ShardGroup
 from torch import Tensor
 
@@ -79,8 +85,16 @@ def test_shards_have_the_lists_of_one_process(
 
     def call(group: ShardGroup, partition: Partition, own: slice) -> Refined:
         part: dict[str, Any] = {name: column[own] for name, column in given.items()}
-        return refine_over_shards(group, partition, **part, k=K, rule=rule)
+        graph = refine_over_shards(group, partition, **part, k=K, rule=rule)
+        exchange, lists = ShardExchange(group, partition), (graph.neighbor_ids, graph.distances)
+        recall = measure_recall(
+            part["rows"], *lists, present=part["present"], exchange=exchange, sample_size=99
+        )
+        return replace(graph, recall=recall)
 
+    whole = (given["rows"], expected.neighbor_ids, expected.distances)
+    recall = measure_recall(*whole, present=given["present"], sample_size=99)
+    expected = replace(expected, recall=recall)
     assert expected.num_rounds > 1
     assert_same(on_shards(len(bounds) - 1, bounds, call), expected)
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from labelmesh.graph_store.kernels.knn import canonical_distances, knn_self_join
 from labelmesh.graph_store.kernels.rows import prepare_rows
-from labelmesh.graph_store.recall import measure_recall
+from labelmesh.graph_store.recall import choose_sample, measure_recall
 from labelmesh.graph_store.refine import (
     Refined,
     Rule,
@@ -119,7 +119,7 @@ def test_any_lists_become_a_graph(
     moved = torch.rand(num_rows, generator=generator) < 0.5
     graph = refine_graph(rows, old, k, moved=moved, rule=Rule(seed=seed, num_reverse=3))
     assert_is_a_graph(rows, graph)
-    start = refine_graph(rows, old, k, moved=moved, rule=Rule(max_rounds=0))
+    start = refine_graph(rows, old, k, moved=moved, rule=Rule(seed=seed, max_rounds=0))
     assert (graph.distances <= start.distances).all()
 
 
@@ -150,7 +150,8 @@ def test_absent_nodes_have_no_neighbours_and_are_nobodys() -> None:
     ids, _ = knn_self_join(rows, K)
     present = torch.arange(N) % 4 != 1
     rows[~present] = 0
-    after_deletion = refine_graph(rows, ids, K, present=present)
+    unmoved = torch.zeros(N, dtype=torch.bool)
+    after_deletion = refine_graph(rows, ids, K, moved=unmoved, present=present)
     from_nothing = build_approximate(rows, K, present=present)
     exact = knn_self_join(rows[present], K, torch.arange(N)[present])
     for graph in (after_deletion, from_nothing):
@@ -195,6 +196,23 @@ def test_target_is_reached_with_no_more_rounds_than_it_needs() -> None:
         assert target <= graph.recall.low <= graph.recall.value <= graph.recall.high
         assert graph.recall.low <= recall(after, graph) <= graph.recall.high
     assert_is_a_graph(after, high)
+
+
+def test_recall_is_not_measured_on_pivots(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+
+    def draw(num_nodes: int, size: int, seed: int) -> Tensor:
+        drawn.append(choose_sample(num_nodes, size, seed))
+        return drawn[-1]
+
+    for module in ("refine", "refine_starts"):
+        monkeypatch.setattr(f"labelmesh.graph_store.{module}.choose_sample", draw)
+    refine_to_target(clustered(), torch.full((N, 1), -1), K, recall_target=0.5, sample_size=300)
+    sample, *pivots = drawn
+    assert len(pivots) == 3
+    for cells in pivots:
+        # About 300 / 1200 of them, as by chance.
+        assert torch.isin(cells, sample).float().mean() < 0.4
 
 
 def test_target_out_of_reach_asks_for_a_rebuild() -> None:
