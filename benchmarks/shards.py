@@ -1,7 +1,7 @@
 """How much a store gains or loses by being cut into shards, on the same cores.
 
-One round (kNN graph, then propagation) on 1, 2 and 4 Ray shards that share all cores, and the
-reads of a training batch. Shard counts are interleaved; medians; ratios against one shard.
+One round (kNN graph from nothing, then propagation) on 1, 2 and 4 Ray shards that share all cores,
+an update after 5 % of the nodes have moved, and the reads of a training batch. Shard counts are interleaved; medians; ratios against one shard.
 
     python benchmarks/shards.py --nodes 20000 --dim 128 --k 15
 """
@@ -21,7 +21,7 @@ from statistics import median
 import torch
 
 CLASSES = 10
-COLUMNS = ("search", "solve", "batch_ms", "query_ms")
+COLUMNS = ("build", "update", "solve", "batch_ms", "query_ms")
 
 
 def main() -> None:
@@ -70,8 +70,15 @@ def measure(args: argparse.Namespace) -> dict[int, list[float]]:
     samples: dict[int, list[list[float]]] = {count: [] for count in args.shards}
     for repetition in range(args.repeat + 1):
         for count, store in stores.items():
-            store.put(ids, x)
-            times = [store.update_knn().seconds]
+            store.put(ids, x if repetition % 2 else -x.flip(0))  # all rows are elsewhere
+            report = store.update_knn()
+            assert report.rebuilt, report
+            times = [report.seconds]
+            moved = torch.randperm(args.nodes, generator=generator)[: args.nodes // 20]
+            store.put(moved, torch.randn(len(moved), args.dim, generator=generator))
+            report = store.update_knn()
+            assert not report.rebuilt, report
+            times.append(report.seconds)
             times.append(store.refresh(propagation(), round=repetition)["seconds_solve"])
             batch = torch.randint(args.nodes, (128,), generator=generator)
             times.append(milliseconds(partial(store.neighborhood, batch, hops=1, round=repetition)))

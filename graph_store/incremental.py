@@ -68,6 +68,8 @@ MOTION_SAMPLE = 1 << 13
 THRESHOLD_SAMPLE = 1 << 21
 # Rows of which the members are fetched at once.
 RANK_ROWS = 1 << 18
+# Before more rows than this are ranked, a sample of them says whether that is worth it.
+PROBE_ROWS = 1 << 14
 # A scan costs a product with every row; a rebuild shares each product between two rows.
 REBUILD_SHARE = 0.9
 # Horizons round down by more than float64 arithmetic is off.
@@ -385,8 +387,9 @@ class _Step:
     def _rank_and_split(self, touched: Bool[Tensor, " n"], is_new: Bool[Tensor, " n"]) -> bool:
         """Rank touched lists, choose theta, scan the far movers; False where a build is cheaper."""
         at = touched.nonzero()[:, 0]
-        if len(at) > 16 * 1024 and self.peers.group is None:
-            probe = at[:: len(at) // 1024]
+        num_touched = self.peers.total(len(at))
+        if num_touched > PROBE_ROWS:
+            probe = at[:: max(1, num_touched // 1024)]
             self.distances += self.rank(probe)
             if self._is_dear(probe, is_new):
                 return False
@@ -409,11 +412,12 @@ class _Step:
 
     def _is_dear(self, probe: Int64[Tensor, " m"], is_new: Bool[Tensor, " n"]) -> bool:
         """Whether a sample of the touched rows says that most rows would be scanned."""
-        limit = self._limits()[probe]
-        drift = self.ref.drift[probe]
-        share = num_scanned(drift, limit, best_threshold(drift, limit)) / len(probe)
-        touched = int(torch.isfinite(self.ref.half).sum())
-        return share > 0.95 and self._costs(int(share * touched) + int(is_new.sum()))
+        peers = self.peers
+        drift, limit = peers.concat(self.ref.drift[probe]), peers.concat(self._limits()[probe])
+        share = num_scanned(drift, limit, best_threshold(drift, limit)) / len(drift)
+        touched = peers.total(int(torch.isfinite(self.ref.half).sum()))
+        new = peers.total(int(is_new.sum()))
+        return share > 0.95 and self._costs(int(share * touched) + new)
 
     def _limits(self) -> Float64[Tensor, " n"]:
         """Rows escape a scan while theta is less than this (Theorem B; C for eta > 0)."""
