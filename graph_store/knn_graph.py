@@ -119,9 +119,14 @@ class _Source:
     def update(
         self, graph: KnnGraph, x_new: Array, removed: Array | None, eta: float
     ) -> tuple[KnnGraph, KnnReport]:
+        if not eta >= 0:
+            raise ValueError(f"eta must be >= 0, got {eta}")
         gone = self._gone(graph, x_new, removed)
+        options = self.options
+        rows = _checked_rows(x_new, options.k, options.metric, gone)
+        # Only now: input that is refused leaves the graph as it was.
         live, self.live = self.live, None
-        return _build(x_new, gone, self.options, live, graph, eta)
+        return _build(x_new, rows, gone, options, live, graph, eta)
 
     def _gone(self, graph: KnnGraph, x_new: Array, removed: Array | None) -> Bool[Tensor, " m"]:
         shape = tuple(as_tensor(x_new).shape)
@@ -133,7 +138,7 @@ class _Source:
         gone = torch.zeros(shape[0], dtype=torch.bool)
         gone[: graph.num_nodes] = self.removed
         if removed is not None:
-            ids = as_tensor(removed).to(torch.int64).cpu()
+            ids = _as_ids(removed)
             unknown = ids[(ids < 0) | (ids >= graph.num_nodes)]
             if len(unknown):
                 raise ValueError(
@@ -194,11 +199,14 @@ def knn_graph(
     if slack is not None and 0 < slack <= k:
         raise ValueError(f"slack must be 0 or more than k = {k}, got {slack}")
     options = _Options(k, metric, backend, slack)
-    return _build(x, torch.zeros(len(x), dtype=torch.bool), options, None, None, 0.0)[0]
+    gone = torch.zeros(len(x), dtype=torch.bool)
+    rows = _checked_rows(x, k, metric, gone)
+    return _build(x, rows, gone, options, None, None, 0.0)[0]
 
 
 def _build(
     x: Array,
+    rows: Float32[Tensor, "n D"],
     gone: Bool[Tensor, " n"],
     options: _Options,
     live: LiveGraph | None,
@@ -208,13 +216,14 @@ def _build(
     """The graph of the rows that are not gone; `live` is that of the graph before."""
     began = time.perf_counter()
     k, metric = options.k, options.metric
-    rows = _checked_rows(x, k, metric, gone)
     ids = torch.arange(rows.shape[0], device=rows.device)
     gone = gone.to(rows.device)
     kept = ~gone if metric != "cosine" else ~(gone | is_zero(rows))
     report = None
     if options.is_followed and rows.device.type == "cpu":
         live = _live_graph(options, rows.shape[0], live)
+        if rows.data_ptr() == as_tensor(x).data_ptr():
+            rows = rows.clone()  # what has moved is seen by comparison, and `x` may be written to
         report = live.update(rows, kept, eta=eta)
         found = live.neighbor_ids[kept], live.distances[kept]
     elif options.backend in ("auto", "torch"):
@@ -248,6 +257,16 @@ def _num_changed(graph: KnnGraph, before: KnnGraph | None) -> int:
         return graph.num_nodes
     same = graph._neighbor_ids[: before.num_nodes] == before._neighbor_ids
     return graph.num_nodes - int(same.all(1).sum())
+
+
+def _as_ids(removed: Array) -> Int64[Tensor, " m"]:
+    ids = as_tensor(removed)
+    if ids.numel() and (ids.ndim != 1 or ids.dtype.is_floating_point or ids.dtype == torch.bool):
+        raise ValueError(
+            f"removed must be integer ids of shape (m,), got {ids.dtype} of shape "
+            f"{tuple(ids.shape)}"
+        )
+    return ids.reshape(-1).to(torch.int64).cpu()
 
 
 def _checked_rows(
