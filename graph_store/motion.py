@@ -77,10 +77,20 @@ def residuals(
     scale: float,
     center: Float32[Tensor, " D"],
 ) -> Float64[Tensor, " n"]:
-    """Drift of rows (brought into the reference's frame) from where the motion takes them."""
+    """Drift of rows (brought into the reference's frame) from where the motion takes them.
+
+    Rounded up: where all rows have shrunk together, what the arithmetic loses may be more than the
+    distances between them.
+    """
     out = torch.empty(rows.shape[0], dtype=torch.float64)
+    shift, middle = motion.shift, center.to(torch.float64)
+    constant = torch.linalg.vector_norm(shift) + torch.linalg.vector_norm(middle)
+    unit = (rows.shape[1] + 8) * 2.0**-52
     for start in range(0, rows.shape[0], _CHUNK):
         part = slice(start, start + _CHUNK)
-        framed = rows[part].to(torch.float64) * scale - center.to(torch.float64)
-        out[part] = torch.linalg.vector_norm(framed - motion.apply(reference[part]), dim=1)
+        framed = rows[part].to(torch.float64) * scale - middle
+        moved = motion.apply(reference[part])
+        lengths = torch.linalg.vector_norm(framed, dim=1) + torch.linalg.vector_norm(moved, dim=1)
+        drift = torch.linalg.vector_norm(framed - moved, dim=1)
+        out[part] = drift + unit * (lengths + 2 * constant)
     return out
