@@ -14,17 +14,21 @@ I64 = NDArray[np.int64]
 
 # Columns that are compared at once before any of them is looked at.
 _CHUNK = 64
-# Queries of a visit that are at least multiplied together, and the share of the members wanted by
-# the first of them below which the next ones go into a product of their own.
-_GROUP = 32
-_SAME = 0.75
+# Queries of a visit that are at least multiplied together.
+_GROUP = 16
 # Covers the roundings of a float32 square root and of products with it.
 _ROUND_UP = 1 + 1e-6
 
 
 @compiled
 def assign(
-    products: F32, half_rows: F32, half_centers: F32, cells: I64, radii: F32, reach: F32
+    products: F32,
+    half_rows: F32,
+    half_centers: F32,
+    cells: I64,
+    own_products: F32,
+    radii: F32,
+    reach: F32,
 ) -> None:
     """Find each row's nearest center, and raise `radii` and `reach` (transposed) to cover it."""
     num_cells = half_centers.shape[0]
@@ -37,6 +41,7 @@ def assign(
         cells[i] = best
         radii[best] = max(radii[best], half_rows[i] + half_centers[best] - row[best])
         own, target = row[best], reach[best]
+        own_products[i] = own
         for c in range(num_cells):
             target[c] = max(target[c], row[c] - own)
 
@@ -108,44 +113,55 @@ def next_cell(
 
 @compiled
 def plan_visit(
-    picked: I32, least: F32, projections: F32, queries: I32, members: I32, cuts: I32
+    picked: I32,
+    least: F32,
+    products: F32,
+    own_products: F32,
+    start: int,
+    min_saving: int,
+    queries: I32,
+    members: I32,
+    cuts: I32,
 ) -> tuple[int, int]:
     """Order queries and members such that a few rectangles hold all pairs that are needed.
 
     Args:
         picked, least: As `next_cell` gives them.
-        projections: Of the cell's members.
+        products, own_products: Of the cell's members with the queries' center and with their own.
+        start: Of the members among all rows.
+        min_saving: Pairs that a further rectangle must save.
 
     Returns:
         The number of rectangles and of members that anybody needs. `queries` holds `picked`, the
         most demanding first; `members` those needed, the most needed first; row r of `cuts` the
         first query, the one behind the last and the number of first members of rectangle r.
     """
-    count = picked.shape[0]
-    by_least = np.argsort(least)
-    lowest = least[by_least[0]]
+    count, num_members = picked.shape[0], products.shape[0]
+    lowest = least.min()
     wanted = 0
-    for j in range(projections.shape[0]):
-        wanted += projections[j] >= lowest
-    found = np.empty(wanted, np.int32)
-    values = np.empty(wanted, np.float32)
+    for j in range(num_members):
+        wanted += products[j] - own_products[j] >= lowest
     at = 0
-    for j in range(projections.shape[0]):
-        if projections[j] >= lowest:
-            found[at] = j
-            values[at] = -projections[j]
+    for j in range(num_members):
+        if products[j] - own_products[j] >= lowest:
+            members[at] = start + j
             at += 1
-    by_value = np.argsort(values)
+    queries[:count] = picked
+    cuts[0, 0], cuts[0, 1], cuts[0, 2] = 0, count, wanted
+    # Half of the pairs is the most that one rectangle more can be expected to save.
+    if count * wanted < 2 * min_saving or count < 2 * _GROUP:
+        return 1, wanted
+    values = np.empty(wanted, np.float32)
     for j in range(wanted):
-        members[j] = found[by_value[j]]
-    for i in range(count):
-        queries[i] = picked[by_least[i]]
+        values[j] = own_products[members[j] - start] - products[members[j] - start]
+    by_value, by_least = np.argsort(values), np.argsort(least)
+    members[:wanted] = members[:wanted][by_value]
+    queries[:count] = picked[by_least]
     num_cuts, needed = 0, wanted
-    cuts[0, 0], cuts[0, 2] = 0, wanted
     for i in range(_GROUP, count, _GROUP):
         while needed > 0 and -values[by_value[needed - 1]] < least[by_least[i]]:
             needed -= 1
-        if needed < _SAME * cuts[num_cuts, 2]:
+        if (cuts[num_cuts, 2] - needed) * (count - i) >= min_saving:
             cuts[num_cuts, 1] = i
             num_cuts += 1
             cuts[num_cuts, 0], cuts[num_cuts, 2] = i, needed

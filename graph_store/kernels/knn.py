@@ -18,7 +18,8 @@ import torch
 from jaxtyping import Float32, Float64, Int64
 from torch import Tensor
 
-from . import knn_cpu, knn_device
+from . import knn_cells, knn_cpu, knn_device
+from .cells_choice import choose_cells
 from .knn_cpu import Search
 from .rows import (
     Metric,
@@ -94,10 +95,17 @@ def knn_self_join(
     *,
     metric: Metric = "euclidean",
 ) -> Found:
-    """`knn_blocked` of a bank in itself. On the CPU each pair of blocks is multiplied once."""
+    """`knn_blocked` of a bank in itself.
+
+    On the CPU each pair of blocks is multiplied once, or only what the bounds of cells leave over
+    where a sample tells that this is little.
+    """
     own = torch.arange(rows.shape[0], device=rows.device) if ids is None else ids
     task = make_search(make_bank(rows, own, metric), rows, k, own)
-    return knn_cpu.self_join(task) if rows.device.type == "cpu" else knn_device.search(task)
+    if rows.device.type != "cpu":
+        return knn_device.search(task)
+    cells = choose_cells(task)
+    return knn_cpu.self_join(task) if cells is None else knn_cells.search(task, cells)
 
 
 def make_search(

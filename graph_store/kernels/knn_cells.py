@@ -28,7 +28,7 @@ from torch import Tensor
 from . import cells_compiled
 from .cells import Cells, assign, guard
 from .compiled import task_threads
-from .knn_cpu import BANK_BLOCK, PAD, QUERY_BLOCK, Candidates, Found, Search, rank_candidates
+from .knn_cpu import BANK_BLOCK, PAD, QUERY_BLOCK, Candidates, Found, Range, Search, rank_candidates
 from .precision import exact_products
 from .scaling import Scaled
 
@@ -37,6 +37,10 @@ _Rows = tuple[Tensor, NDArray[np.float32]]
 
 # Queries of one cell must be this many to be a block of their own.
 _MIN_BLOCK = 64
+# Cells of queries with whose centers a thread multiplies the bank at once.
+_CENTERS = 8
+# Multiplications that cost as much as starting a product does.
+_STARTING = 1 << 21
 
 
 def search(task: Search, cells: Cells) -> Found:
@@ -67,7 +71,7 @@ def preselect(
     bounds = torch.full((num_queries,), torch.inf) if limits is None else limits[queries.order]
     found = _Found(keys, positions, bounds)
     with exact_products(keys.device), task_threads() as run:
-        run(partial(_search_block, task, cells, queries, found, *b) for b in queries.blocks())
+        run(partial(_search_blocks, task, cells, queries, found, b) for b in queries.batches())
     back = torch.empty_like(queries.order)
     back[queries.order] = torch.arange(num_queries)
     return Candidates(keys[back], positions[back]), bounds[back]
@@ -109,6 +113,12 @@ class _Queries:
                 first = stop
         yield from _pieces(first, self.starts[-1])
 
+    def batches(self) -> list[list[Range]]:
+        """Blocks of a few cells each, at least one for every thread."""
+        blocks = list(self.blocks())
+        size = max(1, min(_CENTERS, len(blocks) // (4 * torch.get_num_threads())))
+        return [blocks[at : at + size] for at in range(0, len(blocks), size)]
+
 
 def _pieces(start: int, stop: int) -> Iterator[tuple[int, int]]:
     """Split a range into equal ones of at most QUERY_BLOCK."""
@@ -141,6 +151,7 @@ class _Buffers(threading.local):
         self.size = (num_members, width)
         self.queries = torch.empty(QUERY_BLOCK, width)
         self.members = torch.empty(num_members, width)
+        self.queries_view, self.members_view = self.queries.numpy(), self.members.numpy()
         self.half_queries = np.empty(QUERY_BLOCK, np.float32)
         self.half_members = np.empty(num_members, np.float32)
         self.products = torch.empty(QUERY_BLOCK * BANK_BLOCK)
@@ -157,8 +168,24 @@ _buffers = _Buffers()
 class _Visitor:
     """One block of queries on its way through the cells."""
 
-    def __init__(self, task: Search, cells: Cells, queries: _Queries, found: _Found, at: slice):
-        self.cells = cells
+    def __init__(
+        self,
+        task: Search,
+        cells: Cells,
+        queries: _Queries,
+        found: _Found,
+        at: slice,
+        products: NDArray[np.float32],
+    ):
+        """`products` are those of the cells' rows with the first query's center."""
+        self.cells, self.products = cells, products
+        # Views for the compiled loops: making one costs as much as a small product.
+        self.gaps, self.reach = cells.gaps.numpy(), cells.reach.numpy()
+        self.bank_rows, self.bank_half = cells.rows.rows.numpy(), cells.rows.half.numpy()
+        self.own_products, self.members = cells.own_products.numpy(), cells.members.numpy()
+        self.queries = queries.rows.rows[at].numpy()
+        self.starts = cells.starts.tolist()
+        self.min_saving = _STARTING // max(1, cells.centers.shape[1])
         self.guard = guard(task.bank.rows.shape[1], task.filter.longest)
         self.rows, self.half = queries.rows.rows[at], queries.rows.half[at].numpy()
         self.ids, self.bank_ids = queries.ids[at].numpy(), task.bank.ids.numpy()
@@ -172,11 +199,11 @@ class _Visitor:
         first = 0
         for c in np.unique(self.own).tolist():
             stop = int(np.searchsorted(self.own, c, side="right"))
-            start, end = self.cells.starts[c : c + 2].tolist()
+            start, end = self.starts[c : c + 2]
             queries = np.arange(first, stop, dtype=np.int32)
             members = np.arange(start, end, dtype=np.int32)
             rows = (self.rows[first:stop], self.half[first:stop])
-            self._offer(rows, queries, self._members(start, end), members)
+            self._offer(rows, queries, self._rows_of(start, end), members)
             first = stop
 
     def visit_others(self) -> None:
@@ -190,8 +217,8 @@ class _Visitor:
                 at,
                 self.own,
                 products,
-                self.cells.gaps.numpy(),
-                self.cells.reach.numpy(),
+                self.gaps,
+                self.reach,
                 self.bounds,
                 self.guard,
                 buffers.picked,
@@ -213,22 +240,24 @@ class _Visitor:
 
     def _visit_all(self, c: int, count: int) -> None:
         """Offer all members of a cell."""
-        start, stop = self.cells.starts[c : c + 2].tolist()
+        start, stop = self.starts[c : c + 2]
         queries, buffers = _buffers.picked[:count], _buffers
         out, half = buffers.queries[:count], buffers.half_queries[:count]
-        cells_compiled.gather(self.rows.numpy(), self.half, queries, out.numpy(), half)
+        cells_compiled.gather(self.queries, self.half, queries, buffers.queries_view, half)
         members = np.arange(start, stop, dtype=np.int32)
-        self._offer((out, half), queries, self._members(start, stop), members)
+        self._offer((out, half), queries, self._rows_of(start, stop), members)
 
     def _visit_part(self, c: int, count: int) -> None:
         """Offer the members of a cell that queries of one cell need."""
-        start, stop = self.cells.starts[c : c + 2].tolist()
-        buffers, members = _buffers, self.cells.rows.rows[start:stop]
-        direction = self.cells.centers[self.own[0]] - self.cells.centers[c]
+        start, stop = self.starts[c : c + 2]
+        buffers = _buffers
         num_cuts, wanted = cells_compiled.plan_visit(
             buffers.picked[:count],
             buffers.least[:count],
-            torch.mv(members, direction).numpy(),
+            self.products[start:stop],
+            self.own_products[start:stop],
+            start,
+            self.min_saving,
             buffers.by_least,
             buffers.wanted,
             buffers.cuts,
@@ -236,15 +265,14 @@ class _Visitor:
         if wanted == 0:
             return
         queries, picked = buffers.by_least[:count], buffers.wanted[:wanted]
-        picked += np.int32(start)
         rows, half = buffers.queries[:count], buffers.half_queries[:count]
         others, half_others = buffers.members[:wanted], buffers.half_members[:wanted]
-        cells_compiled.gather(self.rows.numpy(), self.half, queries, rows.numpy(), half)
+        cells_compiled.gather(self.queries, self.half, queries, buffers.queries_view, half)
         cells_compiled.gather(
-            self.cells.rows.rows.numpy(),
-            self.cells.rows.half.numpy(),
+            self.bank_rows,
+            self.bank_half,
             picked,
-            others.numpy(),
+            buffers.members_view,
             half_others,
         )
         for first, last, needed in buffers.cuts[:num_cuts].tolist():
@@ -253,9 +281,8 @@ class _Visitor:
                 wanted_rows = (others[:needed], half_others[:needed])
                 self._offer((rows[part], half[part]), queries[part], wanted_rows, picked[:needed])
 
-    def _members(self, start: int, stop: int) -> _Rows:
-        rows = self.cells.rows
-        return rows.rows[start:stop], rows.half[start:stop].numpy()
+    def _rows_of(self, start: int, stop: int) -> _Rows:
+        return self.cells.rows.rows[start:stop], self.bank_half[start:stop]
 
     def _offer(
         self,
@@ -276,7 +303,7 @@ class _Visitor:
                 members[part],
                 rows[1],
                 others[1][part],
-                self.cells.members.numpy(),
+                self.members,
                 self.ids,
                 self.bank_ids,
                 self.keys,
@@ -285,9 +312,13 @@ class _Visitor:
             )
 
 
-def _search_block(
-    task: Search, cells: Cells, queries: _Queries, found: _Found, start: int, stop: int
+def _search_blocks(
+    task: Search, cells: Cells, queries: _Queries, found: _Found, blocks: list[Range]
 ) -> None:
-    visitor = _Visitor(task, cells, queries, found, slice(start, stop))
-    visitor.visit_own()
-    visitor.visit_others()
+    """Search for some blocks of queries, one after the other."""
+    own = queries.own[[start for start, _ in blocks]]
+    products = (cells.centers[own] @ cells.rows.rows.T).numpy()
+    for row, (start, stop) in zip(products, blocks):
+        visitor = _Visitor(task, cells, queries, found, slice(start, stop), row)
+        visitor.visit_own()
+        visitor.visit_others()

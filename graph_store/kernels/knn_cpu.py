@@ -55,13 +55,19 @@ class Candidates:
 
 def search(task: Search) -> Found:
     """The k nearest of every query by (canonical distance, id); -1/inf where there are fewer."""
+    lists = preselect(task)
+    return rank_candidates(task, lists, lists.keys[:, -1])
+
+
+def preselect(task: Search) -> Candidates:
+    """Lists of the k + PAD nearest rows of every query, as far as float32 can tell."""
     lists = _empty_lists(task)
     num_queries = task.queries.shape[0]
     # Blocks small enough that every thread gets one.
     size = max(1, min(QUERY_BLOCK, -(-num_queries // torch.get_num_threads())))
     with exact_products(task.queries.device), task_threads() as run:
         run(partial(_offer_bank, task, lists, block) for block in _ranges(num_queries, size))
-        return _rank(task, lists, lists.keys[:, -1], run)
+    return lists
 
 
 def self_join(task: Search) -> Found:
