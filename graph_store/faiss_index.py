@@ -73,7 +73,7 @@ class FaissIvfIndex:
 
     Args:
         nlist: Cells; by default sqrt(n), and few enough for k-means to have 39 rows of each.
-        nprobe: Cells that are looked at; by default 1 of 16, and at least 8.
+        nprobe: Cells that are looked at; by default 1 of 32, and at least 8.
         seed: Of k-means.
 
     Raises:
@@ -97,7 +97,7 @@ class FaissIvfIndex:
         self.nlist = max(1, min(isqrt(num_rows), num_rows // 39)) if nlist is None else nlist
         if not 1 <= self.nlist <= most:
             raise ValueError(f"nlist must lie in 1..{most}, the number of rows, got {nlist}")
-        self.nprobe = min(self.nlist, max(8, self.nlist // 16)) if nprobe is None else nprobe
+        self.nprobe = min(self.nlist, max(8, self.nlist // 32)) if nprobe is None else nprobe
         if not 1 <= self.nprobe <= self.nlist:
             raise ValueError(f"nprobe must lie in 1..{self.nlist}, which is nlist, got {nprobe}")
         self._cells = _ivf_index(self._bank, self.nlist, seed)
@@ -160,6 +160,9 @@ def _ivf_index(bank: Bank, nlist: int, seed: int) -> Any:
     flat = (faiss.IndexFlatIP if is_product else faiss.IndexFlatL2)(rows.shape[1])
     index = faiss.IndexIVFFlat(flat, rows.shape[1], nlist, metric)
     index.cp.seed = seed
+    # faiss' own 25 rounds over 256 rows of each cell take twice as long (20,000 rows) and give
+    # cells that are no better.
+    index.cp.niter, index.cp.max_points_per_centroid = 10, 64
     if len(rows):
         # faiss otherwise writes a warning to stderr where a caller asks for more cells.
         index.cp.min_points_per_centroid = 1

@@ -22,6 +22,8 @@ from .refine_starts import cell_mates, nearest_pivots
 
 # Pivots that are offered to a node that has moved, and cells that one is in at the start.
 _NUM_PIVOTS, _NUM_CELLS = 4, 3
+# More reverse neighbours than this cost long lists more time than they find neighbours.
+_NUM_REVERSE = 16
 # Added to the seed of a sample that measures: it must not consist of pivots, which do better.
 _SAMPLE_SEED = 1_000_003
 
@@ -54,7 +56,7 @@ class Rule:
     Attributes:
         max_rounds: Most local joins.
         min_changed: Stop when a join changed no more than this share of the lists.
-        num_reverse: Reverse neighbours that take part in a join, per node; k where None.
+        num_reverse: Reverse neighbours that take part in a join, per node; None: k, at most 16.
         seed: Of the pivots and of the choice among reverse neighbours.
         metric: Of the rows.
 
@@ -219,7 +221,7 @@ def _rounds(exchange: Exchange, start: Start, k: int, rule: Rule) -> Iterator[_S
             start.rows,
             lists,
             loosened,
-            num_reverse=rule.num_reverse or k,
+            num_reverse=rule.num_reverse or min(k, _NUM_REVERSE),
             seed=rule.seed + number,
             is_product=rule.is_product,
         )
