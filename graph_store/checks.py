@@ -24,7 +24,7 @@ def check_spec(spec: StoreSpec) -> None:
     for name, known in (
         ("metric", ("cosine", "euclidean")),
         ("dtype", ("float32", "float16")),
-        ("backend", ("auto", "torch", "faiss")),
+        ("backend", ("auto", "torch", "faiss", "ivf")),
         ("update", ("exact", "refine")),
     ):
         if getattr(spec, name) not in known:

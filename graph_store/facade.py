@@ -23,7 +23,7 @@ class GraphStore:
         num_shards: int = 1,
         device: str = "auto",
         dtype: Literal["float32", "float16"] = "float32",
-        backend: Literal["auto", "torch", "faiss"] = "auto",
+        backend: Literal["auto", "torch", "faiss", "ivf"] = "auto",
         *,
         update: Literal["exact", "refine"] = "exact",
         tolerance: float = 0.0,

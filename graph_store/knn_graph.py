@@ -19,6 +19,7 @@ from .kernels.rows import prepare_rows, similarity_from_distance
 from .local_view import LocalGraphView
 from .partition import Partition
 from .peers import Peers
+from .recall import Recall, measure_recall
 from .solvers.arrays import Array, as_tensor, like
 from .store import KnnReport
 from .view import AffinityKind
@@ -35,6 +36,7 @@ class KnnGraph:
             similarities, descending.
         metric: What "nearest" means.
         num_nodes, k: Shape of the graph.
+        recall: None where the graph is exact, else what a sample of its nodes has measured.
     """
 
     def __init__(
@@ -44,9 +46,11 @@ class KnnGraph:
         metric: Metric,
         model: Array,
         source: _Source,
+        recall: Recall | None = None,
     ) -> None:
         self.metric = metric
         self._source = source
+        self.recall = recall
         self.num_nodes, self.k = neighbor_ids.shape
         self._neighbor_ids, self._canonical = neighbor_ids, canonical
         shown = canonical if metric == "euclidean" else self._similarity
@@ -181,7 +185,8 @@ def knn_graph(
         x: (n, d) numbers, numpy or torch.
         k: Neighbours of each node without itself, 1 to n - 1.
         metric: "euclidean", "cosine" or "inner_product".
-        backend: "torch" or "faiss"; "auto" takes the faster one, "torch".
+        backend: "torch" or "faiss"; "auto" takes the faster one, "torch". "ivf" is approximate
+            (faiss' IVFFlat): the graph's `recall` says what a sample of 1,000 rows has measured.
         slack: Nodes per row that are kept for `KnnGraph.update`, more than k; None: chosen from
             the motion that is seen; 0: nothing is kept, and updates build from nothing.
 
@@ -219,7 +224,7 @@ def _build(
     ids = torch.arange(rows.shape[0], device=rows.device)
     gone = gone.to(rows.device)
     kept = ~gone if metric != "cosine" else ~(gone | is_zero(rows))
-    report = None
+    report = recall = None
     if options.is_followed and rows.device.type == "cpu":
         live = _live_graph(options, rows.shape[0], live)
         if rows.data_ptr() == as_tensor(x).data_ptr():
@@ -231,15 +236,28 @@ def _build(
     else:
         index = make_index(options.backend, rows[kept], ids[kept], metric)
         found = index.search(rows[kept], k, ids[kept])
+        if not index.is_exact:
+            recall = _measured(rows[kept], found, metric)
     neighbor_ids, canonical = add_zero_rows(found, kept, ids, ids[~kept & ~gone], ids[~gone], k)
     neighbor_ids[gone], canonical[gone] = -1, torch.inf
     source = _Source(options, gone.cpu(), rows.shape[1], live if report else None)
-    graph = KnnGraph(neighbor_ids.to(rows.device), canonical.to(rows.device), metric, x, source)
+    graph = KnnGraph(
+        neighbor_ids.to(rows.device), canonical.to(rows.device), metric, x, source, recall
+    )
     changed = _num_changed(graph, before)
     if report is None:
         present = int((~gone).sum())
         report = KnnReport(present, changed, True, 1.0, 0.0, rebuilt=True)
+    if recall is not None:
+        report = replace(
+            report, exact=False, recall=recall.value, recall_low=recall.low, bound=float("inf")
+        )
     return graph, replace(report, changed=changed, seconds=time.perf_counter() - began)
+
+
+def _measured(rows: Float32[Tensor, "m D"], found: tuple[Tensor, Tensor], metric: Metric) -> Recall:
+    """Recall of an approximate graph of these rows; its ids need not be their numbers."""
+    return measure_recall(rows, *found, metric=metric)
 
 
 def _live_graph(options: _Options, num_rows: int, live: LiveGraph | None) -> LiveGraph:

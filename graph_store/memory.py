@@ -21,7 +21,7 @@ def bytes_by_part(spec: StoreSpec) -> Mapping[str, int]:
     stored = spec.dim * (2 if spec.dtype == "float16" else 4)
     row, k, classes = 4 * spec.dim, spec.k, spec.num_classes
     size = spec.slack or default_slack(k)
-    is_followed = spec.update == "exact" and spec.backend != "faiss"
+    is_followed = spec.update == "exact" and spec.backend in ("auto", "torch")
     return {
         "features of two rounds": 2 * stored,
         "prepared rows": row,

@@ -18,6 +18,7 @@ from .kernels.cosine_zeros import add_zero_rows, is_zero
 from .kernels.density import density
 from .kernels.rows import prepare_rows, similarity_from_distance
 from .peers import Peers
+from .recall import Recall, measure_recall
 from .refine import Rule, Start, refine_until
 from .sharded_knn import knn_over_shards
 from .sharded_refine import ShardExchange
@@ -100,7 +101,7 @@ class ShardGraph:
         """Neighbours of all own rows, -1/inf for those that are not searched."""
         if self._spec.update == "refine":
             return self._refine(peers, searched)
-        if self._device.type == "cpu" and self._spec.backend != "faiss":
+        if self._device.type == "cpu" and self._spec.backend in ("auto", "torch"):
             return self._follow(peers, searched)
         return self._search(peers, searched)
 
@@ -131,7 +132,18 @@ class ShardGraph:
         distances = torch.full_like(ids, torch.inf, dtype=torch.float64)
         ids[searched], distances[searched] = (part.to(self._device) for part in found)
         count = peers.total(int(searched.sum()))
-        return (ids, distances), KnnReport(count, count, True, 1.0, 0.0, rebuilt=True)
+        report = KnnReport(count, count, True, 1.0, 0.0, rebuilt=True)
+        if self._spec.backend == "ivf":
+            recall = measure_recall(
+                self._rows,
+                ids,
+                distances,
+                present=searched,
+                exchange=_exchange(peers),
+                sample_size=RECALL_SAMPLE,
+            )
+            report = _approximate(report, recall)
+        return (ids, distances), report
 
     def _refine(
         self, peers: Peers, searched: Bool[Tensor, " n"]
@@ -149,22 +161,20 @@ class ShardGraph:
         assert refined.recall is not None
         if refined.needs_rebuild:
             return self._search(peers, searched)
-        report = KnnReport(
-            searched=0,
-            changed=0,
-            exact=False,
-            recall=refined.recall.value,
-            seconds=0.0,
-            distances=refined.num_candidates,
-            recall_low=refined.recall.low,
-            bound=float("inf"),
-        )
+        report = KnnReport(0, 0, False, 0.0, 0.0, distances=refined.num_candidates)
+        report = _approximate(report, refined.recall)
         return (refined.neighbor_ids, refined.distances), report
 
     def _first_ids(self, peers: Peers, ids: Int64[Tensor, " m"]) -> Int64[Tensor, " f"]:
         """The lowest k + 1 of each shard's ascending ids, in shard order."""
         first = ids[: self._spec.k + 1]
         return peers.concat(first)
+
+
+def _approximate(report: KnnReport, recall: Recall) -> KnnReport:
+    return replace(
+        report, exact=False, recall=recall.value, recall_low=recall.low, bound=float("inf")
+    )
 
 
 def _exchange(peers: Peers) -> Exchange:

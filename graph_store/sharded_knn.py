@@ -61,6 +61,6 @@ def knn_over_shards(
 def _search_own(
     rows: Float32[Tensor, "m D"], ids: Int64[Tensor, " m"], k: int, backend: Backend
 ) -> Found:
-    if backend == "faiss":
+    if backend in ("faiss", "ivf"):
         return make_index(backend, rows, ids).search(rows, k, ids)
     return knn_self_join(rows, k, ids)

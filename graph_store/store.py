@@ -24,6 +24,8 @@ class StoreSpec:
 
     Attributes:
         dtype: How features lie in memory; arithmetic is float32 or wider.
+        backend: What searches: "auto" and "torch" are exact and follow the features, "faiss" (flat)
+            is exact and searches everything each time, "ivf" is approximate.
         update: "exact": the graph follows the features (`incremental`); "refine": the old graph is
             improved until its measured recall reaches `recall_target`.
         tolerance: Lets neighbours of "exact" be up to 1 + tolerance times as far as the true ones.
@@ -36,7 +38,7 @@ class StoreSpec:
     k: int
     metric: Metric = "cosine"
     dtype: Literal["float32", "float16"] = "float32"
-    backend: Literal["auto", "torch", "faiss"] = "auto"
+    backend: Literal["auto", "torch", "faiss", "ivf"] = "auto"
     device: str = "cpu"
     update: Literal["exact", "refine"] = "exact"
     tolerance: float = 0.0

@@ -77,7 +77,7 @@ class GraphSpec(_Section):
     metric: Literal["cosine", "euclidean"] = "cosine"
     num_shards: int = Field(1, ge=1)
     device: str = "auto"
-    backend: Literal["auto", "torch", "faiss"] = "auto"
+    backend: Literal["auto", "torch", "faiss", "ivf"] = "auto"
     dtype: Literal["float32", "float16"] = "float32"
     update: Literal["exact", "refine"] = "exact"
     recall_target: float = Field(0.99, gt=0, lt=1)
