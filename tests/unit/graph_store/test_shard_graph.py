@@ -130,7 +130,6 @@ def test_removed_nodes_leave_the_graph_until_they_are_put_again() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"update": "sometimes"}, "update = 'sometimes': use one of exact, refine"),
         ({"tolerance": -0.1}, r"tolerance = -0.1 must be 0 \(exact\) or more"),
         ({"slack": K}, f"slack = {K} must be more than k = {K}"),
         ({"recall_target": 1.0}, "recall_target = 1.0 must lie between 0 and 1"),
