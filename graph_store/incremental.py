@@ -72,6 +72,8 @@ RANK_ROWS = 1 << 18
 PROBE_ROWS = 1 << 14
 # A scan costs a product with every row; a rebuild shares each product between two rows.
 REBUILD_SHARE = 0.9
+# Keys are off by what the longest reference makes of them; beyond this, a new frame is better.
+MAX_GROWTH = 8.0
 # Horizons round down by more than float64 arithmetic is off.
 DOWN = 1.0 - 1e-7
 
@@ -406,6 +408,9 @@ class _Step:
         # Lists have been ranked with these motions; what follows looks at lists anew.
         self.is_kept = torch.zeros_like(self.active)
         is_far = old & (self.ref.drift > self.theta) | is_new
+        longest = longest_row(self._references_of(is_far.nonzero()[:, 0]))
+        if self.peers.largest(longest) > MAX_GROWTH * self.ref.longest:
+            return False
         self.theta = self._largest_drift(~is_far)
         self._scan(is_far)
         return True
@@ -435,7 +440,8 @@ class _Step:
         """Whether scanning so many rows, beside those owed, costs as much as a build."""
         total = self.peers.total(int(self.active.sum()))
         pairs = (scanned + owed) * total - scanned**2 // 2
-        return pairs > REBUILD_SHARE * max(self.ref.pairs, total)
+        build = min(self.ref.pairs, total * (total - 1) // 2)
+        return pairs > REBUILD_SHARE * max(build, total)
 
     def _largest_drift(self, of: Bool[Tensor, " n"]) -> float:
         drift = self.ref.drift[of & torch.isfinite(self.ref.half)]
@@ -571,13 +577,18 @@ class _Step:
 
     def _move_references(self, at: Int64[Tensor, " m"]) -> None:
         ref = self.ref
-        framed = ref.frame.apply(self.rows[at], torch.float64).rows
-        if ref.motion is not None:
-            framed = ref.motion.undo(framed)
-        ref.rows[at] = framed.to(torch.float32)
+        ref.rows[at] = self._references_of(at)
         ref.half[at] = torch.linalg.vector_norm(ref.rows[at], dim=1).square() / 2
         ref.longest = self.peers.largest(max(ref.longest, longest_row(ref.rows[at])))
         ref.drift[at] = self._drift_of(at)
+
+    def _references_of(self, at: Int64[Tensor, " m"]) -> Float32[Tensor, "m D"]:
+        """Where the references of some own rows would have to be for them not to have drifted."""
+        ref = self.ref
+        framed = ref.frame.apply(self.rows[at], torch.float64).rows
+        if ref.motion is not None:
+            framed = ref.motion.undo(framed)
+        return framed.to(torch.float32)
 
     def _framed(self) -> Framed:
         ids = torch.arange(len(self.active), dtype=torch.int32) + self.peers.start

@@ -89,7 +89,9 @@ class Filter:
 
 def key_error(dim: int, longest: float, dtype: torch.dtype = torch.float32) -> float:
     """How far a computed key of rows of at most this length can be from the true one."""
-    return 2 * (dim + 16) * UNIT_ROUNDOFF[dtype] * longest**2
+    # Squares of entries below 1e-19 are lost, wholly where the processor flushes them to zero.
+    lost = torch.finfo(torch.float32).tiny
+    return 2 * (dim + 16) * (UNIT_ROUNDOFF[dtype] * longest**2 + lost)
 
 
 @dataclass(frozen=True)
