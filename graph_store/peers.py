@@ -100,8 +100,8 @@ class Peers:
         return list(torch.split(rows, x.shape[0])) if is_root and x.shape[0] else []
 
     def members(
-        self, ids: Shaped[Tensor, "m K"], *columns: Shaped[Tensor, "n ..."]
-    ) -> tuple[Shaped[Tensor, "m K"], tuple[Tensor, ...]]:
+        self, ids: Shaped[Tensor, "*shape"], *columns: Shaped[Tensor, "n ..."]
+    ) -> tuple[Shaped[Tensor, "*shape"], tuple[Tensor, ...]]:
         """Rows of some nodes, wherever they live: each id's place, and the columns to look in.
 
         Ids of -1 are nobody; their places mean nothing.
