@@ -595,7 +595,7 @@ class _Step:
         return Framed(self.ref.rows, self.ref.half, ids)
 
 
-def _pad(x: Tensor, added: int, value: float) -> Tensor:
+def _pad(x: Tensor, added: int, value: int | float) -> Tensor:
     """Further rows of one value."""
     return torch.cat([x, x.new_full((added, *x.shape[1:]), value)])
 
