@@ -12,15 +12,14 @@ in float64, and round to float32 only what is stored.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
-from jaxtyping import Float32, Float64, Int64
+from jaxtyping import Float32, Int64
 from torch import Tensor
 
 from . import knn_cells, knn_cpu, knn_device
 from .cells_choice import choose_cells
 from .knn_cpu import Search
+from .merge import Found, merge_topk
 from .rows import (
     Metric,
     canonical_distances,
@@ -46,8 +45,6 @@ __all__ = [
     "similarity_from_distance",
     "tree_sum",
 ]
-
-Found = tuple[Int64[Tensor, "m k"], Float64[Tensor, "m k"]]
 
 
 def knn_blocked(
@@ -121,23 +118,3 @@ def make_search(
         query_ids = torch.full(queries.shape[:1], -1, device=queries.device)
     bank, filter = bank.filter(queries)
     return Search(queries.contiguous(), query_ids, bank, filter, k)
-
-
-def merge_topk(
-    ids: Sequence[Int64[Tensor, "m _"]], distances: Sequence[Float64[Tensor, "m _"]], k: int
-) -> Found:
-    """The k nearest of several candidate lists per query, by (distance, id).
-
-    Independent of the order of the lists. Candidates with id -1 are ignored; results are padded
-    with -1/inf. A candidate must not occur in two lists.
-    """
-    all_ids, all_distances = torch.cat(list(ids), 1), torch.cat(list(distances), 1)
-    all_distances = torch.where(all_ids < 0, torch.inf, all_distances)
-    if all_ids.shape[1] < k:
-        missing = (all_ids.shape[0], k - all_ids.shape[1])
-        all_ids = torch.cat([all_ids, all_ids.new_full(missing, -1)], 1)
-        all_distances = torch.cat([all_distances, all_distances.new_full(missing, torch.inf)], 1)
-    by_id = all_ids.argsort(dim=1)
-    by_distance = all_distances.gather(1, by_id).argsort(dim=1, stable=True)
-    order = by_id.gather(1, by_distance)[:, :k]
-    return all_ids.gather(1, order), all_distances.gather(1, order)

@@ -1,128 +1,62 @@
-"""Neighbour lists with a horizon: what a graph keeps so that it can follow moving rows.
+"""Operations on neighbour lists with a horizon (`list_types`): compiled on the CPU, else in torch.
 
-Every row i has a reference position r_i, up to K nodes with the keys (half squared distances) of
-their references, and a horizon h_i. Invariant H: no reference outside the list is nearer to r_i
-than the horizon, key >= h_i. References stay where they are while rows drift away from them, and
-are moved, by a scan of all rows, only where a row has gone too far (`incremental`).
-
-Keys come from float32 products and are off by at most `key_error`; horizons are lowered by it.
+On the CPU torch multiplies blocks of rows and compiled loops look at the products, with a thread
+per core; rows of a lower precision are widened first. On other devices: `lists_device`.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float32, Float64, Int32, Int64
+from jaxtyping import Bool, Float32, Float64, Int64
 from torch import Tensor
 
-from . import knn_cpu, lists_compiled
+from . import knn_cpu, lists_compiled, lists_device
 from .compiled import task_threads
 from .knn_cpu import BANK_BLOCK, PAD, QUERY_BLOCK, Search
+from .list_types import (
+    Framed,
+    Hits,
+    Lists,
+    Partial,
+    Ranking,
+    empty_lists,
+    empty_partial,
+    finish,
+)
 from .precision import exact_products
 from .scaling import Bank, Frame, Scaled
 
-
-@dataclass
-class Lists:
-    """Lists of n rows, packed and ascending by key; written in place.
-
-    Attributes:
-        ids: Node ids, -1 where the list has room.
-        keys: inf where the list has room.
-        horizon: inf where every node is in the list.
-    """
-
-    ids: Int32[Tensor, "n K"]
-    keys: Float32[Tensor, "n K"]
-    horizon: Float32[Tensor, " n"]
-
-    @property
-    def size(self) -> int:
-        return self.ids.shape[1]
-
-
-@dataclass(frozen=True)
-class Framed:
-    """Reference rows of some nodes. `half` is |row|^2/2, inf for rows that take no part."""
-
-    rows: Float32[Tensor, "n D"]
-    half: Float32[Tensor, " n"]
-    ids: Int32[Tensor, " n"]
-
-    def take(self, at: Int64[Tensor, " m"]) -> Framed:
-        return Framed(self.rows[at], self.half[at], self.ids[at])
+__all__ = [
+    "Framed",
+    "Hits",
+    "Lists",
+    "Partial",
+    "Ranking",
+    "admit",
+    "differing_rows",
+    "drift_of",
+    "drop_members",
+    "empty_lists",
+    "empty_partial",
+    "finish",
+    "merge_partial",
+    "rank_hits",
+    "rank_lists",
+    "scan",
+    "scan_both",
+    "search_self",
+    "touched_rows",
+]
 
 
-@dataclass(frozen=True)
-class Partial:
-    """Lists while they are searched: one place more than is kept, for the horizon."""
-
-    keys: Float32[Tensor, "m L"]
-    nodes: Int32[Tensor, "m L"]
-
-
-@dataclass(frozen=True)
-class Hits:
-    """Rows that have got a query within their horizon."""
-
-    rows: Int32[Tensor, " h"]
-    nodes: Int32[Tensor, " h"]
-    keys: Float32[Tensor, " h"]
-
-
-@dataclass(frozen=True)
-class Ranking:
-    """What `rank_lists` needs to know of the members of some rows' lists.
-
-    Attributes:
-        bank, drift: Rows and drifts of the members now.
-        positions: Where each member lies in these.
-        largest_drift: No drift is more than this.
-        stretch, key_error, unit: See `lists_compiled.rank_members`.
-        is_changed: Nodes that have moved, come or gone.
-        is_kept: Rows that have not moved, and whose old neighbours were right.
-    """
-
-    bank: Float32[Tensor, "b D"]
-    drift: Float64[Tensor, " b"]
-    positions: Int32[Tensor, "m K"]
-    largest_drift: float
-    stretch: float
-    key_error: float
-    unit: float
-    is_changed: Bool[Tensor, " N"]
-    is_kept: Bool[Tensor, " m"]
-
-
-def empty_lists(num_rows: int, size: int, device: torch.device) -> Lists:
-    """Lists without members, of rows that take no part."""
-    return Lists(
-        torch.full((num_rows, size), -1, dtype=torch.int32, device=device),
-        torch.full((num_rows, size), torch.inf, device=device),
-        torch.full((num_rows,), -torch.inf, device=device),
-    )
-
-
-def empty_partial(num_rows: int, size: int, device: torch.device) -> Partial:
-    """Lists to be searched, of `size` + 1 places."""
-    return Partial(
-        torch.full((num_rows, size + 1), torch.inf, device=device),
-        torch.full((num_rows, size + 1), -1, dtype=torch.int32, device=device),
-    )
-
-
-def finish(found: Partial, key_error: float) -> Lists:
-    """Turn searched lists into kept ones: the last place becomes the horizon."""
-    return Lists(
-        found.nodes[:, :-1].contiguous(),
-        found.keys[:, :-1].contiguous(),
-        found.keys[:, -1] - key_error,  # inf stays inf: nothing was left out
-    )
+def is_compiled(x: Tensor) -> bool:
+    """Whether the compiled loops can work on a tensor."""
+    return x.device.type == "cpu"
 
 
 def search_self(framed: Framed, size: int) -> Partial:
@@ -130,6 +64,9 @@ def search_self(framed: Framed, size: int) -> Partial:
 
     Rows without part (half = inf) must have been left out.
     """
+    if not is_compiled(framed.half):
+        return lists_device.search_self(framed, size)
+    framed = framed.widen()
     places = torch.arange(framed.rows.shape[0], device=framed.rows.device)
     frame = Frame(1.0, None, is_product=False)
     scaled = Scaled(framed.rows, framed.half)
@@ -156,6 +93,9 @@ def scan(
     Returns:
         Hits; `rows` are positions in the bank.
     """
+    if not is_compiled(queries.half):
+        return lists_device.scan(queries, bank, found, limits)
+    queries, bank = queries.widen(), bank.widen()
     if limits is None:
         limits = torch.full_like(bank.half, -torch.inf)
     open_rows = torch.isfinite(bank.half).logical_and(limits > -torch.inf)
@@ -221,6 +161,10 @@ def _scan_block(
 
 def scan_both(a: Framed, lists_a: Partial, b: Framed, lists_b: Partial) -> None:
     """Offer every row of either side to the lists of the other; no node may be on both sides."""
+    if not is_compiled(a.half):
+        lists_device.scan_both(a, lists_a, b, lists_b)
+        return
+    a, b = a.widen(), b.widen()
     blocks_a = [slice(s, s + QUERY_BLOCK) for s in range(0, a.rows.shape[0], QUERY_BLOCK)]
     blocks_b = [slice(s, s + QUERY_BLOCK) for s in range(0, b.rows.shape[0], QUERY_BLOCK)]
     count = max(len(blocks_a), len(blocks_b))
@@ -253,6 +197,9 @@ def _scan_pair(
 
 def merge_partial(lists: Partial, other: Partial) -> None:
     """Put the members of other lists of the same rows into the lists; no node may be in both."""
+    if not is_compiled(lists.keys):
+        lists_device.merge_partial(lists, other)
+        return
     keys, nodes = lists.keys.numpy(), lists.nodes.numpy()
     new_keys, new_nodes = other.keys.numpy(), other.nodes.numpy()
     _run(
@@ -263,6 +210,8 @@ def merge_partial(lists: Partial, other: Partial) -> None:
 
 def differing_rows(a: Float32[Tensor, "n D"], b: Float32[Tensor, "n D"]) -> Bool[Tensor, " n"]:
     """Rows in which two arrays differ."""
+    if not is_compiled(a):
+        return lists_device.differing_rows(a, b)
     out = torch.zeros(a.shape[0], dtype=torch.bool)
     first, second, flags = a.numpy(), b.numpy(), out.numpy()
     _run(len(out), lambda s: lists_compiled.differing_rows(first[s], second[s], flags[s]))
@@ -271,6 +220,8 @@ def differing_rows(a: Float32[Tensor, "n D"], b: Float32[Tensor, "n D"]) -> Bool
 
 def touched_rows(lists: Lists, is_changed: Bool[Tensor, " N"]) -> Bool[Tensor, " n"]:
     """Rows with a changed node in their list."""
+    if not is_compiled(lists.ids):
+        return lists_device.touched_rows(lists, is_changed)
     touched = torch.zeros(lists.ids.shape[0], dtype=torch.bool)
     ids, out, flags = lists.ids.numpy(), touched.numpy(), is_changed.numpy()
     _run(len(touched), lambda s: lists_compiled.find_touched(ids[s], flags, out[s]))
@@ -279,12 +230,18 @@ def touched_rows(lists: Lists, is_changed: Bool[Tensor, " N"]) -> Bool[Tensor, "
 
 def drop_members(lists: Lists, is_dropped: Bool[Tensor, " N"]) -> None:
     """Take nodes out of all lists. Their references must lie beyond the horizons, or be gone."""
+    if not is_compiled(lists.ids):
+        lists_device.drop_members(lists, is_dropped)
+        return
     ids, keys, flags = lists.ids.numpy(), lists.keys.numpy(), is_dropped.numpy()
     _run(len(ids), lambda s: lists_compiled.drop_members(ids[s], keys[s], flags))
 
 
 def admit(lists: Lists, hits: Hits, key_error: float) -> None:
     """Put hits into the lists of their rows."""
+    if not is_compiled(lists.ids):
+        lists_device.admit(lists, hits, key_error)
+        return
     columns = (hits.rows.numpy(), hits.nodes.numpy(), hits.keys.numpy())
     state = (lists.ids.numpy(), lists.keys.numpy(), lists.horizon.numpy())
     _run(
@@ -310,6 +267,8 @@ def rank_lists(
     Returns:
         How many distances it took.
     """
+    if not is_compiled(rows):
+        return lists_device.rank_lists(lists, own, rows, drift, members, found, distances)
     ids, keys = lists.ids[own].numpy(), lists.keys[own].numpy()
     counts: list[int] = []
 
@@ -348,6 +307,9 @@ def rank_hits(
     distances: Float64[Tensor, "n k"],
 ) -> None:
     """Offer hits to the ranked neighbours of their rows; `positions` are the nodes' bank rows."""
+    if not is_compiled(rows):
+        lists_device.rank_hits(hits, rows, bank, positions, ids, distances)
+        return
     columns = (hits.rows.numpy(), hits.nodes.numpy(), positions.numpy(), rows.numpy(), bank.numpy())
     out = (ids.numpy(), distances.numpy())
     _run(len(ids), lambda s: lists_compiled.rank_hits(s.start, s.stop, *columns, *out))
@@ -360,6 +322,8 @@ def drift_of(
     center: Float32[Tensor, " D"],
 ) -> Float64[Tensor, " n"]:
     """Distance of every row, brought into the reference's frame, from its reference."""
+    if not is_compiled(rows):
+        return lists_device.drift_of(rows, reference, scale, center)
     out = torch.empty(rows.shape[0], dtype=torch.float64)
     a, b, middle, drift = rows.numpy(), reference.numpy(), center.numpy(), out.numpy()
     _run(len(out), lambda s: lists_compiled.drift_of(a[s], b[s], scale, middle, drift[s]))

@@ -8,15 +8,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from labelmesh.graph_store.kernels import knn_cpu, knn_device
+from labelmesh.graph_store.kernels import knn_cpu
 from labelmesh.graph_store.kernels.knn import (
     Found,
     Metric,
     canonical_distances,
     knn_blocked,
     knn_self_join,
-    make_bank,
-    make_search,
     merge_topk,
     normalize_rows,
 )
@@ -80,21 +78,6 @@ def test_graph_equals_brute_force(
     expected = brute_force(rows, rows, 6, own, own, metric)
     assert_same(knn_self_join(rows, 6, metric=metric), expected)
     assert_same(knn_blocked(rows, rows, 6, query_ids=own, metric=metric), expected)
-
-
-@pytest.mark.parametrize("metric", ["euclidean", "inner_product"])
-@pytest.mark.parametrize("name", ROWS)
-def test_device_search_agrees_with_the_compiled_one(
-    name: str, metric: Metric, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(knn_device, "QUERY_BLOCK", 64)
-    monkeypatch.setattr(knn_device, "BANK_BLOCK", 90)
-    rows = ROWS[name]()[:200]
-    own = torch.arange(rows.shape[0])
-    task = make_search(make_bank(rows, own, metric), rows, 6, own)
-    found, expected = knn_device.search(task), knn_self_join(rows, 6, metric=metric)
-    assert torch.equal(found[0], expected[0])
-    assert torch.equal(found[1], expected[1])
 
 
 @settings(deadline=None, max_examples=60)
