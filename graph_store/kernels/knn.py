@@ -94,13 +94,13 @@ def knn_self_join(
 ) -> Found:
     """`knn_blocked` of a bank in itself.
 
-    On the CPU each pair of blocks is multiplied once, or only what the bounds of cells leave over
+    Each pair of blocks is multiplied once; on the CPU, only what the bounds of cells leave over
     where a sample tells that this is little.
     """
     own = torch.arange(rows.shape[0], device=rows.device) if ids is None else ids
     task = make_search(make_bank(rows, own, metric), rows, k, own)
     if rows.device.type != "cpu":
-        return knn_device.search(task)
+        return knn_device.self_join(task)
     cells = choose_cells(task)
     return knn_cpu.self_join(task) if cells is None else knn_cells.search(task, cells)
 
