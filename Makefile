@@ -5,6 +5,9 @@ PYTHON ?= python3
 VENV   ?= .venv
 EXTRAS ?= cpu,hf,s3,dev
 PYTEST_ARGS ?=
+# Where `make fuzz` begins, and how long it goes on.
+SEED    ?= 0
+SECONDS ?= 600
 
 PY    := $(VENV)/bin/python
 comma := ,
@@ -17,7 +20,7 @@ TYPED := $(foreach part,$(PARTS),$(if $(wildcard $(part)/*.py),-p labelmesh.$(pa
 export DS_BUILD_OPS := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo results test test-fast check lint types format lock clean
+.PHONY: help env demo results test test-fast fuzz check lint types format lock clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -48,6 +51,9 @@ test: env  ## every test
 
 test-fast: env  ## the tests that start no Ray and take less than half a minute
 	$(PY) -m pytest -m "not ray and not slow" $(PYTEST_ARGS)
+
+fuzz: env  ## random histories of moving features against brute force (SEED=0 SECONDS=600)
+	$(PY) tests/fuzz --seed $(SEED) --seconds $(SECONDS)
 
 check: lint types  ## what .ci/run asks before the tests
 

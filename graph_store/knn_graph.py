@@ -201,7 +201,7 @@ def knn_graph(
         >>> g.distances.tolist()
         [[1.0, 3.0], [1.0, 2.0], [2.0, 3.0], [4.0, 6.0]]
     """
-    if slack is not None and 0 < slack <= k:
+    if slack is not None and slack != 0 and slack <= k:
         raise ValueError(f"slack must be 0 or more than k = {k}, got {slack}")
     options = _Options(k, metric, backend, slack)
     gone = torch.zeros(len(x), dtype=torch.bool)

@@ -16,7 +16,8 @@ from unittest import mock
 import torch
 from labelmesh.graph_store import incremental, peers, sharded_lists
 from labelmesh.graph_store.incremental import LiveGraph
-from labelmesh.graph_store.kernels import knn_cpu, lists
+from labelmesh.graph_store.kernels import knn_cpu, lists, lists_device, offers
+from labelmesh.graph_store.kernels.rounding import Precision
 from labelmesh.graph_store.kernels.rows import canonical_distances
 from labelmesh.graph_store.partition import Partition
 from labelmesh.graph_store.peers import Peers
@@ -49,6 +50,8 @@ class Case:
     has_tolerance: bool = False
     small_blocks: bool = False
     small_share: float = 0.08
+    precision: Precision = "float32"
+    in_torch: bool = False  # with the operations of other devices than the CPU
 
 
 @dataclass(frozen=True)
@@ -181,7 +184,13 @@ def follow(
     """One shard's states after every update."""
     size, rank = (1, 0) if group is None else (group.size, group.rank)
     partition = Partition.even(case.num_rows, size)
-    live = LiveGraph(Peers(partition, rank, group), case.k, case.slack, keep_scale=case.keep_scale)
+    live = LiveGraph(
+        Peers(partition, rank, group),
+        case.k,
+        case.slack,
+        keep_scale=case.keep_scale,
+        precision=case.precision,
+    )
     own, states = slice(*partition.span(rank)), []
     for number, step in enumerate(steps):
         report = live.update(step.rows[own].clone(), step.active[own].clone(), eta=step.eta)
@@ -195,12 +204,13 @@ def state_of(live: LiveGraph, rows: Tensor, report: KnnReport) -> State:
     ref = live._reference
     assert ref is not None
     assert ref.frame.center is not None
-    moved_to = ref.rows.double() if ref.motion is None else ref.motion.apply(ref.rows)
+    points = ref.points(torch.arange(len(ref.rows)))
+    moved_to = points.double() if ref.motion is None else ref.motion.apply(points)
     return State(
         live.neighbor_ids.clone(),
         live.distances.clone(),
         report,
-        ref.rows.clone(),
+        points,
         torch.isfinite(ref.half),
         ref.lists.ids.clone(),
         ref.lists.keys.clone(),
@@ -309,8 +319,15 @@ def small_blocks(case: Case) -> ExitStack:
     """Sizes of blocks so small that little data takes every path."""
     stack = ExitStack()
     stack.enter_context(mock.patch.object(sharded_lists, "SMALL_SHARE", case.small_share))
+    if case.in_torch:
+        stack.enter_context(mock.patch.object(lists, "is_compiled", lambda x: False))
     if not case.small_blocks:
         return stack
+    few = {"BLOCK": 23, "LEAST_HITS": 50, "HITS_PER_ROW": 1, "MERGED_ROWS": 9}
+    for name, size in few.items():
+        stack.enter_context(mock.patch.object(offers, name, size))
+    stack.enter_context(mock.patch.object(lists_device, "PAIR_NUMBERS", 300))
+    stack.enter_context(mock.patch.object(lists_device, "ROWS", 31))
     for module in (knn_cpu, lists):
         stack.enter_context(mock.patch.object(module, "QUERY_BLOCK", 16))
         stack.enter_context(mock.patch.object(module, "BANK_BLOCK", 24))
