@@ -15,7 +15,8 @@ import torch
 from jaxtyping import Bool, Float32, Float64, Int64
 from torch import Tensor
 
-from . import knn_cpu, lists_compiled, lists_device
+from . import knn_cells, knn_cpu, lists_compiled, lists_device
+from .cells_choice import choose_cells
 from .compiled import task_threads
 from .knn_cpu import BANK_BLOCK, PAD, QUERY_BLOCK, Search
 from .list_types import (
@@ -62,7 +63,8 @@ def is_compiled(x: Tensor) -> bool:
 def search_self(framed: Framed, size: int) -> Partial:
     """Nearest references of every row among the rows themselves, `size` + 1 of them.
 
-    Rows without part (half = inf) must have been left out.
+    Rows without part (half = inf) must have been left out. No key of a pair that is not found is
+    below the last key of the row, also where cells are skipped.
     """
     if not is_compiled(framed.half):
         return lists_device.search_self(framed, size)
@@ -72,7 +74,11 @@ def search_self(framed: Framed, size: int) -> Partial:
     scaled = Scaled(framed.rows, framed.half)
     bank = Bank(framed.rows, places, frame, scaled, largest=1.0, longest=1.0)
     task = Search(framed.rows, places, bank, bank.filter(framed.rows)[1], size + 1 - PAD)
-    found = knn_cpu.preselect_self(task)
+    cells = choose_cells(task)
+    if cells is None:
+        found = knn_cpu.preselect_self(task)
+    else:
+        found = knn_cells.preselect(task, cells, size + 1)[0]
     nodes = framed.ids[found.positions.to(torch.int64)]
     out = empty_partial(len(places), size, framed.rows.device)
     width = found.keys.shape[1]
