@@ -27,7 +27,7 @@ import time
 from dataclasses import dataclass, field, replace
 
 import torch
-from jaxtyping import Bool, Float32, Float64, Int64
+from jaxtyping import Bool, Float32, Float64, Int64, Shaped
 from torch import Tensor
 
 from .kernels.knn import merge_topk, search_bank
@@ -47,11 +47,19 @@ from .kernels.lists import (
     rank_lists,
     touched_rows,
 )
+from .kernels.rounding import (
+    Precision,
+    Rounded,
+    choose_unit,
+    default_precision,
+    half_lengths,
+    product_error,
+    round_to,
+)
 from .kernels.scaling import (
     MAX_RATIO,
     Frame,
     bank_in_frame,
-    key_error,
     largest_entry,
     longest_row,
     power_of_two,
@@ -74,6 +82,8 @@ PROBE_ROWS = 1 << 14
 REBUILD_SHARE = 0.9
 # Keys are off by what the longest reference makes of them; beyond this, a new frame is better.
 MAX_GROWTH = 8.0
+# With more rows than this unproved, a precision below float32 is given up.
+COARSE_SHARE = 0.05
 # Horizons round down by more than float64 arithmetic is off.
 DOWN = 1.0 - 1e-7
 
@@ -83,7 +93,9 @@ class _Reference:
     """Where the lists were made: see the module. Arrays go by own row; written in place."""
 
     frame: Frame
-    rows: Float32[Tensor, "n D"]
+    unit: float
+    precision: Precision
+    rows: Shaped[Tensor, "n D"]
     half: Float32[Tensor, " n"]
     longest: float
     lists: Lists
@@ -99,7 +111,11 @@ class _Reference:
 
     @property
     def error(self) -> float:
-        return key_error(self.rows.shape[1], self.longest)
+        return product_error(self.rows.shape[1], self.longest, self.precision)
+
+    def points(self, at: Int64[Tensor, " m"]) -> Float32[Tensor, "m D"]:
+        """The references of some rows in float32."""
+        return Rounded(self.rows[at], self.unit, self.precision).widen()
 
     def reach(self) -> Float64[Tensor, " n"]:
         """s h_i as a distance, rounded down."""
@@ -115,6 +131,8 @@ class LiveGraph:
         k: Neighbours of each row.
         slack: Size of the lists; None: chosen from the drift that is seen.
         keep_scale: True for unit rows, which only rotate together.
+        precision: Of the references; None: `default_precision` of the rows' device. It changes
+            what an update costs, not what it finds; where it is too coarse, float32 is taken.
 
     Attributes:
         neighbor_ids, distances: The own rows' neighbours by (canonical distance, id), -1/inf where
@@ -125,6 +143,7 @@ class LiveGraph:
     k: int
     slack: int | None = None
     keep_scale: bool = False
+    precision: Precision | None = None
     neighbor_ids: Int64[Tensor, "n k"] = field(init=False)
     distances: Float64[Tensor, "n k"] = field(init=False)
     _rows: Float32[Tensor, "n D"] | None = field(init=False, default=None)
@@ -202,33 +221,48 @@ class LiveGraph:
 
     def _rebuild(self, rows: Float32[Tensor, "n D"], active: Bool[Tensor, " n"]) -> KnnReport:
         peers, device = self.peers, rows.device
+        precision = self.precision or default_precision(device)
         frame = self._frame(rows[active])
         total = peers.total(int(active.sum()))
         at = active.nonzero()[:, 0]
         bank = bank_in_frame(rows[at], at, frame)
-        longest = peers.largest(bank.longest)
-        reference = rows.new_zeros(rows.shape)
-        reference[at] = bank.scaled.rows
+        unit = choose_unit(peers.largest(largest_entry(bank.scaled.rows)), precision)
+        rounded = round_to(bank.scaled.rows, precision, unit)
+        half_of = bank.scaled.half if precision == "float32" else half_lengths(rounded)
+        longest = peers.largest(max(bank.longest, _longest(half_of)))
+        reference = torch.zeros(rows.shape, dtype=rounded.values.dtype, device=device)
+        reference[at] = rounded.values
         half = rows.new_full(rows.shape[:1], torch.inf)
-        half[at] = bank.scaled.half
+        half[at] = half_of
         size = self._list_size(rows, active, frame, total)
         lists = empty_lists(rows.shape[0], size, device)
-        error = key_error(rows.shape[1], longest)
         ids = (at + peers.start).to(torch.int32)
-        found = finish(
-            self._search_all(Framed(bank.scaled.rows, bank.scaled.half, ids), size), error
+        framed = Framed(rounded.values, half_of, ids, unit, precision)
+        drift = torch.zeros(rows.shape[0], dtype=torch.float64, device=device)
+        ref = _Reference(
+            frame,
+            unit,
+            precision,
+            reference,
+            half,
+            longest,
+            lists,
+            drift,
+            torch.zeros_like(active),
+            pairs=total * (total - 1) // 2,
         )
+        found = finish(self._search_all(framed, size), ref.error)
         lists.ids[at], lists.keys[at], lists.horizon[at] = found.ids, found.keys, found.horizon
-        drift = torch.zeros(rows.shape[0], dtype=torch.float64)
-        drift[at] = drift_of(bank.rows, bank.scaled.rows, frame.scale, _center(frame))
         before = None if self._rows is None else self.neighbor_ids
-        self.neighbor_ids = torch.full((rows.shape[0], self.k), -1)
-        self.distances = torch.full(self.neighbor_ids.shape, torch.inf, dtype=torch.float64)
-        ref = _Reference(frame, reference, half, longest, lists, drift, torch.zeros_like(active))
-        ref.pairs = total * (total - 1) // 2
+        self.neighbor_ids = torch.full((rows.shape[0], self.k), -1, device=device)
+        self.distances = torch.full_like(self.neighbor_ids, torch.inf, dtype=torch.float64)
         step = _Step(self, ref, rows, active, 0.0)
+        ref.drift[at] = step.drift_of(at)
         evaluated = step.rank(at)
         step.certify()
+        if step.is_too_coarse():
+            self.precision = "float32"
+            return self._rebuild(rows, active)
         evaluated += step.search_uncertified()
         self._reference = ref
         is_changed = (
@@ -237,7 +271,7 @@ class LiveGraph:
             else ((self.neighbor_ids != before).any(1))
         )
         changed, certified, distances = peers.all_sum(
-            torch.stack([is_changed.sum(), ref.certified.sum(), torch.tensor(evaluated)])
+            torch.tensor([int(is_changed.sum()), int(ref.certified.sum()), evaluated])
         ).tolist()
         return KnnReport(
             total, changed, True, 1.0, 0.0, certified, distances + ref.pairs, rebuilt=True
@@ -285,7 +319,8 @@ class _Step:
         self.is_searched = torch.zeros_like(self.active)
         self.is_settled = torch.zeros_like(self.active)
         self.is_kept = torch.zeros_like(self.active)
-        self.is_changed = torch.ones(self.peers.partition.num_nodes, dtype=torch.bool)
+        num_nodes, device = self.peers.partition.num_nodes, self.rows.device
+        self.is_changed = torch.ones(num_nodes, dtype=torch.bool, device=device)
 
     @property
     def peers(self) -> Peers:
@@ -307,7 +342,8 @@ class _Step:
         touched = self._touched(is_moved, is_new | is_gone)
         if touched is None or not self._rank_and_split(touched, is_new):
             return None
-        self._certify_and_search()
+        if not self._certify_and_search():
+            return None
         return self._report((graph.neighbor_ids != before).any(1))
 
     # Parts of `run`
@@ -340,24 +376,21 @@ class _Step:
             if motion is not ref.motion:
                 ref.motion = motion
                 at = torch.isfinite(ref.half).nonzero()[:, 0]
-        ref.drift[at] = self._drift_of(at)
-
-    def _drift_of(self, at: Int64[Tensor, " m"]) -> Float64[Tensor, " m"]:
-        ref = self.ref
-        rows, reference = self.rows[at], ref.rows[at]
-        if ref.motion is None:
-            return drift_of(rows, reference, ref.frame.scale, _center(ref.frame))
-        return residuals(ref.motion, reference, rows, ref.frame.scale, _center(ref.frame))
+        ref.drift[at] = self.drift_of(at)
 
     def _better_motion(self) -> Motion | None:
         """The rows' common motion from their references, if taking it out helps."""
         ref, peers = self.ref, self.peers
-        sampled = torch.isfinite(ref.half) & self.active & _is_sampled(peers, MOTION_SAMPLE)
+        sampled = (
+            torch.isfinite(ref.half)
+            & self.active
+            & _is_sampled(peers, MOTION_SAMPLE, self.rows.device)
+        )
         at = sampled.nonzero()[:, 0]
         scale, center = ref.frame.scale, _center(ref.frame).to(torch.float64)
-        before = ref.rows[at].to(torch.float64)
+        before = ref.points(at).to(torch.float64)
         after = self.rows[at].to(torch.float64) * scale - center
-        motion, kept = None, torch.ones(len(at), dtype=torch.bool)
+        motion, kept = None, torch.ones_like(at, dtype=torch.bool)
         for _ in range(2):  # again without the rows that go another way
             motion = common_motion(
                 before[kept],
@@ -447,7 +480,8 @@ class _Step:
         drift = self.ref.drift[of & torch.isfinite(self.ref.half)]
         return self.peers.largest(float(drift.max()) if len(drift) else 0.0)
 
-    def _certify_and_search(self) -> None:
+    def _certify_and_search(self) -> bool:
+        """Prove or search all rows; False where the precision leaves too many to be searched."""
         self.certify()
         is_left = self._is_left()
         # A new reference takes the row's own drift out, and fills a list that has lost members.
@@ -457,7 +491,10 @@ class _Step:
         if self.peers.any(bool(again.any())):
             self._scan(again)
             self.certify()
+        if self.is_too_coarse():
+            return False
         self.distances += self.search_uncertified()
+        return True
 
     def typical_drift(self) -> float:
         """Median drift over all rows in units of the data, for the choice of the next lists."""
@@ -489,6 +526,27 @@ class _Step:
         )
 
     # Steps that a rebuild uses too
+
+    def drift_of(self, at: Int64[Tensor, " m"]) -> Float64[Tensor, " m"]:
+        """Distance of some own rows from where the common motion takes their references."""
+        ref = self.ref
+        center, drift = _center(ref.frame), self.ref.drift.new_empty(len(at))
+        for start in range(0, len(at), RANK_ROWS):
+            own = at[start : start + RANK_ROWS]
+            rows, points = self.rows[own], ref.points(own)
+            drift[start : start + RANK_ROWS] = (
+                drift_of(rows, points, ref.frame.scale, center)
+                if ref.motion is None
+                else residuals(ref.motion, points, rows, ref.frame.scale, center)
+            )
+        return drift
+
+    def is_too_coarse(self) -> bool:
+        """Whether a precision below float32 leaves many rows without proof."""
+        if self.ref.precision == "float32":
+            return False
+        left, total = self.peers.total(int(self._is_left().sum())), self.active.sum()
+        return left > COARSE_SHARE * self.peers.total(int(total))
 
     def rank(self, at: Int64[Tensor, " m"]) -> int:
         """Rank the lists of some own rows by canonical distance; how many distances it took."""
@@ -577,10 +635,11 @@ class _Step:
 
     def _move_references(self, at: Int64[Tensor, " m"]) -> None:
         ref = self.ref
-        ref.rows[at] = self._references_of(at)
-        ref.half[at] = torch.linalg.vector_norm(ref.rows[at], dim=1).square() / 2
-        ref.longest = self.peers.largest(max(ref.longest, longest_row(ref.rows[at])))
-        ref.drift[at] = self._drift_of(at)
+        rounded = round_to(self._references_of(at), ref.precision, ref.unit)
+        ref.rows[at] = rounded.values
+        ref.half[at] = half_lengths(rounded)
+        ref.longest = self.peers.largest(max(ref.longest, longest_row(rounded.widen())))
+        ref.drift[at] = self.drift_of(at)
 
     def _references_of(self, at: Int64[Tensor, " m"]) -> Float32[Tensor, "m D"]:
         """Where the references of some own rows would have to be for them not to have drifted."""
@@ -591,8 +650,9 @@ class _Step:
         return framed.to(torch.float32)
 
     def _framed(self) -> Framed:
-        ids = torch.arange(len(self.active), dtype=torch.int32) + self.peers.start
-        return Framed(self.ref.rows, self.ref.half, ids)
+        ref, device = self.ref, self.rows.device
+        ids = torch.arange(len(self.active), dtype=torch.int32, device=device) + self.peers.start
+        return Framed(ref.rows, ref.half, ids, ref.unit, ref.precision)
 
 
 def _pad(x: Tensor, added: int, value: int | float) -> Tensor:
@@ -600,13 +660,18 @@ def _pad(x: Tensor, added: int, value: int | float) -> Tensor:
     return torch.cat([x, x.new_full((added, *x.shape[1:]), value)])
 
 
+def _longest(half: Float32[Tensor, " n"]) -> float:
+    """An upper bound on the lengths of rows of such half squares."""
+    return 1.001 * (2.0 * float(half.max())) ** 0.5 if len(half) else 0.0
+
+
 def _center(frame: Frame) -> Float32[Tensor, " D"]:
     assert frame.center is not None
     return frame.center
 
 
-def _is_sampled(peers: Peers, size: int) -> Bool[Tensor, " n"]:
+def _is_sampled(peers: Peers, size: int, device: torch.device) -> Bool[Tensor, " n"]:
     """A set of about `size` nodes that does not depend on the shards."""
     start, stop = peers.partition.span(peers.rank)
     stride = max(1, peers.partition.num_nodes // size)
-    return torch.arange(start, stop) % stride == 0
+    return torch.arange(start, stop, device=device) % stride == 0

@@ -64,7 +64,8 @@ def common_motion(
         return None
     rotation = (u @ vt).T
     # Only as good as its rotation is orthogonal: this is what preserves distances.
-    error = (rotation @ rotation.T - torch.eye(dim, dtype=torch.float64)).abs().sum(1).max()
+    identity = torch.eye(dim, dtype=torch.float64, device=rotation.device)
+    error = (rotation @ rotation.T - identity).abs().sum(1).max()
     if not float(error) < 1e-9:
         return None
     return Motion(stretch, rotation, means[1] - stretch * (rotation @ means[0]))
@@ -82,7 +83,7 @@ def residuals(
     Rounded up: where all rows have shrunk together, what the arithmetic loses may be more than the
     distances between them.
     """
-    out = torch.empty(rows.shape[0], dtype=torch.float64)
+    out = torch.empty(rows.shape[0], dtype=torch.float64, device=rows.device)
     shift, middle = motion.shift, center.to(torch.float64)
     constant = torch.linalg.vector_norm(shift) + torch.linalg.vector_norm(middle)
     unit = (rows.shape[1] + 8) * 2.0**-52

@@ -7,7 +7,7 @@ who is a neighbour is decided by canonical distances later. So the result does n
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float32, Int64
@@ -74,7 +74,7 @@ def scan_over_shards(
         bank, limits = own.take(places), limits[places]
     hits = []
     for root, part, (rows, half, ids) in peers.blocks(queries.rows, queries.half, queries.ids):
-        block = Framed(rows, half, ids)
+        block = replace(queries, rows=rows, half=half, ids=ids)
         is_own = root == peers.rank
         lists = Partial(found.keys[part], found.nodes[part]) if is_own else _like(found, len(ids))
         hits.append(scan(block, bank, lists, limits))
@@ -135,14 +135,13 @@ def _exchange_block(
     ids = group.exchange(own.ids[mine], send, receive)
     last = group.exchange(found.keys[mine, -1], send, receive)
     width = found.keys.shape[1]
-    lists = Partial(
-        last[:, None].repeat(1, width), torch.full((theirs, width), -1, dtype=torch.int32)
-    )
+    nobody = found.nodes.new_full((theirs, width), -1)
+    lists = Partial(last[:, None].repeat(1, width), nobody)
     part = trade.multiplied
     scan_both(
-        Framed(own.rows[part], own.half[part], own.ids[part]),
+        own.part(part),
         Partial(found.keys[part], found.nodes[part]),
-        Framed(rows, half, ids),
+        replace(own, rows=rows, half=half, ids=ids),
         lists,
     )
     keys = group.exchange(lists.keys, receive, send)

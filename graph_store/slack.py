@@ -48,7 +48,7 @@ def choose_slack(
     stride = max(1, total // SAMPLE)
     own = active.nonzero()[:, 0]
     offset = sum(peers.counts(len(own))[: peers.rank])
-    at = own[(torch.arange(len(own)) + offset) % stride == 0]
+    at = own[(torch.arange(len(own), device=own.device) + offset) % stride == 0]
     bank = bank_in_frame(rows[own], own + peers.start, frame)
     profiles = rows.new_empty(0, longest + 1, dtype=torch.float64)
     for root, _, (queries, ids) in peers.blocks(rows[at], at + peers.start):

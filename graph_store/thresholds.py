@@ -18,8 +18,9 @@ def best_threshold(drift: Float64[Tensor, " n"], limit: Float64[Tensor, " n"]) -
     Cost:
         One sort of the ends: O(n log n).
     """
-    is_open = (drift < limit).numpy()
-    starts, ends = np.sort(drift.numpy()[is_open]), np.sort(limit.numpy()[is_open])
+    begin, end = drift.cpu().numpy(), limit.cpu().numpy()
+    is_open = begin < end
+    starts, ends = np.sort(begin[is_open]), np.sort(end[is_open])
     if not len(starts):
         return 0.0
     # A stab is best at the start of an interval: later, others may have ended. Of equal starts
