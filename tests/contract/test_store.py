@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from labelmesh.graph_store.inbox import Inbox
 from labelmesh.graph_store.local_store import LocalStore
 from labelmesh.graph_store.snapshot import read_manifest
 from labelmesh.graph_store.solvers import density_paths, local_global, pseudo_labels
@@ -388,3 +390,155 @@ def test_a_method_that_returns_nonsense_publishes_nothing(store: GraphStore) -> 
     with pytest.raises(ValueError, match=r"refresh returned weights outside \[0, 1\]"):
         store.refresh(nonsense, round=2)
     assert store.published() == (0, 1)
+
+
+# The graph follows the features
+
+
+def oracle(store: GraphStore, x: Tensor, present: Tensor) -> None:
+    """Assert that the staged or latest graph is that of a brute force over present nodes."""
+    ids = store.neighbors(ALL)[0]
+    at = ALL[present]
+    few = nearest(x[at], x[at], at, min(K, len(at) - 1), own=at)
+    wanted = torch.full((N, K), -1)
+    wanted[at, : few.shape[1]] = few
+    assert torch.equal(ids, wanted)
+
+
+def test_nodes_come_move_and_go(store: GraphStore) -> None:
+    """Puts, removals and updates in any order, each round against brute force."""
+    g = torch.Generator().manual_seed(4)
+    x, present = features(1), torch.ones(N, dtype=torch.bool)
+    present[ABSENT] = False
+    for round in range(2, 7):
+        moving = (torch.rand(N, generator=g) < 0.1).nonzero()[:, 0]
+        x[moving] += torch.randn(len(moving), D, generator=g)
+        for ids in moving[torch.randperm(len(moving), generator=g)].split(4):
+            store.put(ids, x[ids])
+        present[moving] = True
+        gone = (torch.rand(N, generator=g) < (0.05, 0.5)[round == 4]).nonzero()[:, 0]
+        store.remove(gone)
+        present[gone] = False
+        report = store.update_knn()
+        assert report.exact
+        assert report.certified <= int(present.sum())
+        store.refresh(None, round=round)
+        assert torch.equal(store.read("present", ALL), present)
+        oracle(store, x, present)
+    back = ALL[~present]
+    store.put(back, x[back])
+    store.update_knn()
+    store.refresh(None, round=7)
+    oracle(store, x, torch.ones(N, dtype=torch.bool))
+
+
+def test_a_node_that_is_removed_and_put_again_is_there(store: GraphStore) -> None:
+    before = store.neighbors(ALL)[0]
+    store.remove(PRESENT[:5])
+    store.put(PRESENT[:5], features(1)[PRESENT[:5]])
+    store.update_knn()
+    store.refresh(None, round=2)
+    assert torch.equal(store.neighbors(ALL)[0], before)
+    store.put(PRESENT[5:6], features(2)[PRESENT[5:6]])
+    store.remove(PRESENT[5:6])
+    store.update_knn()
+    store.refresh(None, round=3)
+    assert not store.read("present", PRESENT[5:6]).any()
+    assert torch.equal(store.read("labels", ALL), labels())
+
+
+def test_unknown_nodes_cannot_be_removed(store: GraphStore) -> None:
+    for ids in (torch.tensor([0, N]), torch.tensor([-1])):
+        with pytest.raises(ValueError, match=r"node_ids .* are not in 0\.\."):
+            store.remove(ids)
+    with pytest.raises(ValueError, match="come more than once"):
+        store.remove(torch.tensor([3, 3]))
+    assert store.update_knn().searched == 0
+
+
+def test_a_put_during_an_update_belongs_to_the_next_round_as_a_whole(
+    store: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, later = features(1), features(6)
+
+    def put_late() -> None:
+        store.put(PRESENT, later[PRESENT])
+
+    with monkeypatch.context() as patch:
+        if isinstance(store, LocalStore):
+            take = Inbox.take
+
+            def take_and_put(inbox: Inbox, *args: Any) -> Tensor:
+                written = take(inbox, *args)
+                put_late()
+                return written
+
+            patch.setattr(Inbox, "take", take_and_put)
+        else:
+            complete = store._complete_puts
+
+            def seal_and_put() -> tuple[str, ...]:
+                sealed: tuple[str, ...] = complete()
+                put_late()
+                return sealed
+
+            patch.setattr(store, "_complete_puts", seal_and_put)
+        store.put(PRESENT[:2], x[PRESENT[:2]] + 1.0)
+        store.update_knn()
+    store.refresh(None, round=2)
+    moved = x.clone()
+    moved[PRESENT[:2]] += 1.0
+    assert torch.equal(store.read("features", PRESENT), moved[PRESENT])
+    store.update_knn()
+    store.refresh(None, round=3)
+    assert torch.equal(store.read("features", PRESENT), later[PRESENT])
+    present = torch.ones(N, dtype=torch.bool)
+    present[ABSENT] = False
+    oracle(store, later, present)
+
+
+def test_messages_may_be_delivered_twice(store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    if isinstance(store, LocalStore):
+        pytest.skip("no messages in one process")
+    request = store._request
+    repeated: list[Any] = []
+
+    def twice(shard: int, lane: str, method: str, *args: Any) -> Any:
+        if method in ("put", "remove"):
+            repeated.append((shard, lane, method, *args))
+            request(shard, lane, method, *args)
+        return request(shard, lane, method, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "_request", twice)
+        store.put(PRESENT, features(2)[PRESENT])
+        store.remove(PRESENT[:3])
+        store.update_knn()
+        store.put(PRESENT[:9], features(3)[PRESENT[:9]])
+    first = list(repeated)
+    for message in first:  # and once more, when later puts have come
+        store._get([request(*message)])
+    store.update_knn()
+    store.refresh(None, round=2)
+    x, present = features(2), torch.ones(N, dtype=torch.bool)
+    x[PRESENT[:9]] = features(3)[PRESENT[:9]]
+    present[ABSENT] = False
+    assert torch.equal(store.read("present", ALL), present)
+    assert torch.equal(store.read("features", PRESENT), x[PRESENT])
+    oracle(store, x, present)
+
+
+def test_reports_of_updates_do_not_depend_on_the_store(
+    store: GraphStore, expected: LocalStore
+) -> None:
+    reference = copy.deepcopy(expected)
+    for seed, count in ((2, 100), (3, 3), (4, 0)):
+        reports = []
+        for each in (store, reference):
+            each.put(PRESENT[:count], features(seed)[PRESENT[:count]])
+            if count == 3:
+                each.remove(PRESENT[50:52])
+            reports.append(each.update_knn())
+        one, other = (replace(r, seconds=0.0, distances=0) for r in reports)
+        assert one == other
+        assert (reports[0].distances > 0) == (count > 0)
