@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    small = make("clustered", 3000, args.dim)
+    small = make_rows("clustered", 3000, args.dim)
     lm.knn_graph(small, args.k, args.metric, slack=32).update(step(small, 0.01, seed=1))  # compiles
     print(f"k = {args.k}, eta = {args.eta}, {args.threads} threads, medians of {args.repeats}")
     if args.features is not None:
@@ -71,7 +71,7 @@ def main() -> None:
         return
     print(HEADER)
     for data in args.data:
-        rows = make(data, args.rows, args.dim)
+        rows = make_rows(data, args.rows, args.dim)
         unit = float(edge_lengths(lm.knn_graph(rows, args.k, slack=0))[:, -1].median())
         if "pynndescent" in args.parts:
             measure_pynndescent(data, rows, unit, args)
@@ -84,18 +84,6 @@ def main() -> None:
 
 
 # Rows
-
-
-def make(data: str, num_rows: int, dim: int) -> Tensor:
-    """Unit rows: "random", "clustered" as in `knn.py`, or ten classes of dimension 8."""
-    if data != "manifold":
-        return make_rows(data, num_rows, dim)
-    generator = torch.Generator().manual_seed(0)
-    centers = torch.randn(10, dim, generator=generator)
-    spans = torch.randn(10, 8, dim, generator=generator)
-    classes = torch.arange(num_rows) % 10
-    within = torch.randn(num_rows, 1, 8, generator=generator)
-    return normalize_rows(centers[classes] + 0.3 * torch.bmm(within, spans[classes])[:, 0])
 
 
 def step(rows: Tensor, length: float, *, seed: int) -> Tensor:
