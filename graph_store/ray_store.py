@@ -84,6 +84,11 @@ class RayStore(StoreBase):
             ValueError: A shape that no store can have, or more than the cluster has.
         """
         check_spec(spec)
+        if spec.backend == "ivf" and num_shards > 1:
+            raise ValueError(
+                f'backend = "ivf" with num_shards = {num_shards}: its cells, and so what it '
+                f'misses, would depend on the shards; use update = "refine", or one shard'
+            )
         partition = Partition.even(spec.num_nodes, num_shards)
         asked = options or ShardOptions()
         _check_resources(asked, num_shards)

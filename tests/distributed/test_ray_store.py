@@ -87,6 +87,10 @@ def test_more_than_the_cluster_has_is_refused(ray_local: str) -> None:
         GraphStore.create(20, 3, 2, 4, num_shards=2, gpus_per_shard=1.0)
     with pytest.raises(ValueError, match=r"device = 'cuda', but gpus_per_shard = 0"):
         GraphStore.create(20, 3, 2, 4, device="cuda")
+    with pytest.raises(ValueError, match='backend = "ivf" with num_shards = 2'):
+        GraphStore.create(20, 3, 2, 4, num_shards=2, backend="ivf")
+    with pytest.raises(ValueError, match=r"of 10,000,000,000 nodes .* takes [\d,]+ bytes per node"):
+        GraphStore.create(10_000_000_000, 128, 10, 15, num_shards=4)
     with pytest.raises(ValueError, match="k = 20 must be less than num_nodes = 20"):
         GraphStore.create(20, 3, 2, 20)
 
