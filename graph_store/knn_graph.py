@@ -225,7 +225,7 @@ def _build(
     gone = gone.to(rows.device)
     kept = ~gone if metric != "cosine" else ~(gone | is_zero(rows))
     report = recall = None
-    if options.is_followed and rows.device.type == "cpu":
+    if options.is_followed:
         live = _live_graph(options, rows.shape[0], live)
         if rows.data_ptr() == as_tensor(x).data_ptr():
             rows = rows.clone()  # what has moved is seen by comparison, and `x` may be written to

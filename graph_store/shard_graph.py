@@ -101,7 +101,7 @@ class ShardGraph:
         """Neighbours of all own rows, -1/inf for those that are not searched."""
         if self._spec.update == "refine":
             return self._refine(peers, searched)
-        if self._device.type == "cpu" and self._spec.backend in ("auto", "torch"):
+        if self._spec.backend in ("auto", "torch"):
             return self._follow(peers, searched)
         return self._search(peers, searched)
 

@@ -320,7 +320,7 @@ def small_blocks(case: Case) -> ExitStack:
     stack = ExitStack()
     stack.enter_context(mock.patch.object(sharded_lists, "SMALL_SHARE", case.small_share))
     if case.in_torch:
-        stack.enter_context(mock.patch.object(lists, "is_compiled", lambda x: False))
+        stack.enter_context(mock.patch.object(lists, "is_compiled", return_value=False))
     if not case.small_blocks:
         return stack
     few = {"BLOCK": 23, "LEAST_HITS": 50, "HITS_PER_ROW": 1, "MERGED_ROWS": 9}
@@ -343,8 +343,10 @@ def small_blocks(case: Case) -> ExitStack:
     stack.enter_context(mock.patch.object(incremental, "search_over_shards", search))
     blocks = peers.Peers.blocks
 
-    def by_few(self: Peers, *columns: Tensor) -> Iterator[tuple[int, slice, tuple[Tensor, ...]]]:
-        return blocks(self, *columns, block=29)
+    def by_few(
+        self: Peers, *columns: Tensor, **_: int
+    ) -> Iterator[tuple[int, slice, tuple[Tensor, ...]]]:
+        return blocks(self, *columns, block=29, first=3)
 
     stack.enter_context(mock.patch.object(peers.Peers, "blocks", by_few))
     return stack
