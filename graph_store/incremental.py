@@ -33,6 +33,7 @@ from torch import Tensor
 from .kernels.knn import merge_topk, search_bank
 from .kernels.lists import (
     Framed,
+    Hits,
     Lists,
     Partial,
     Ranking,
@@ -67,12 +68,12 @@ from .kernels.scaling import (
 from .motion import Motion, common_motion, residuals
 from .peers import Peers
 from .sharded_lists import scan_over_shards, search_over_shards
-from .slack import choose_slack, default_slack
+from .slack import choose_slack, default_slack, shortest_slack
 from .store import KnnReport
 from .thresholds import best_threshold, num_scanned
 
 # Rows (over all shards) of which the motion is estimated, and of which theta is chosen.
-MOTION_SAMPLE = 1 << 13
+MOTION_SAMPLE = (1 << 11, 1 << 13)
 THRESHOLD_SAMPLE = 1 << 21
 # Rows of which the members are fetched at once.
 RANK_ROWS = 1 << 18
@@ -80,6 +81,9 @@ RANK_ROWS = 1 << 18
 PROBE_ROWS = 1 << 14
 # A scan costs a product with every row; a rebuild shares each product between two rows.
 REBUILD_SHARE = 0.9
+# Where everything drifts, some rows are scanned twice, and the lists are long: a pair was measured
+# to cost about twice what it costs in a build.
+DRIFT_SHARE = 0.45
 # Keys are off by what the longest reference makes of them; beyond this, a new frame is better.
 MAX_GROWTH = 8.0
 # With more rows than this unproved, a precision below float32 is given up.
@@ -150,6 +154,7 @@ class LiveGraph:
     _active: Bool[Tensor, " n"] = field(init=False)
     _reference: _Reference | None = field(init=False, default=None)
     _drift: float = field(init=False, default=0.0)
+    _hopeless: float = field(init=False, default=torch.inf)
 
     def update(
         self, rows: Float32[Tensor, "n D"], active: Bool[Tensor, " n"], *, eta: float = 0.0
@@ -291,7 +296,12 @@ class LiveGraph:
             return max(self.slack, default_slack(1))
         if self._drift == 0.0:
             return default_slack(self.k)
-        return choose_slack(self.peers, rows, active, frame, self.k, self._drift, total)
+        if self._drift >= self._hopeless:
+            return shortest_slack(self.k)
+        size = choose_slack(self.peers, rows, active, frame, self.k, self._drift, total)
+        # No list outlasts such a drift, so as long as it stays there is no need to ask again.
+        self._hopeless = 0.8 * self._drift if size == shortest_slack(self.k) else torch.inf
+        return size
 
     def _search_all(self, own: Framed, size: int) -> Partial:
         return search_over_shards(self.peers, own, size)
@@ -384,7 +394,7 @@ class _Step:
         sampled = (
             torch.isfinite(ref.half)
             & self.active
-            & _is_sampled(peers, MOTION_SAMPLE, self.rows.device)
+            & _is_sampled(peers, _motion_sample(self.rows.shape[1]), self.rows.device)
         )
         at = sampled.nonzero()[:, 0]
         scale, center = ref.frame.scale, _center(ref.frame).to(torch.float64)
@@ -474,7 +484,8 @@ class _Step:
         total = self.peers.total(int(self.active.sum()))
         pairs = (scanned + owed) * total - scanned**2 // 2
         build = min(self.ref.pairs, total * (total - 1) // 2)
-        return pairs > REBUILD_SHARE * max(build, total)
+        share = DRIFT_SHARE if self.most_moved else REBUILD_SHARE
+        return pairs > share * max(build, total)
 
     def _largest_drift(self, of: Bool[Tensor, " n"]) -> float:
         drift = self.ref.drift[of & torch.isfinite(self.ref.half)]
@@ -621,17 +632,25 @@ class _Step:
         drop_members(ref.lists, scanned)
         found = empty_partial(len(at), ref.lists.size, self.rows.device)
         others = torch.isfinite(ref.half) & ~is_scanned
-        limits = torch.where(others, ref.lists.horizon + ref.error, -torch.inf)
-        hits = scan_over_shards(peers, self._framed(), at, limits, found)
+        num_hits = 0
+
+        def limits() -> Float32[Tensor, " n"]:
+            return torch.where(others, ref.lists.horizon + ref.error, -torch.inf)
+
+        def offer(hits: Hits) -> None:
+            nonlocal num_hits
+            num_hits += len(hits.rows)
+            admit(ref.lists, hits, ref.error)
+            places, (bank,) = peers.members(hits.nodes.to(torch.int64), self.rows)
+            rank_hits(hits, self.rows, bank, places, graph.neighbor_ids, graph.distances)
+
+        scan_over_shards(peers, self._framed(), at, limits, found, offer)
         own = finish(found, ref.error)
         ref.lists.ids[at], ref.lists.keys[at] = own.ids, own.keys
         ref.lists.horizon[at] = own.horizon
-        admit(ref.lists, hits, ref.error)
         self.distances += self.rank(at)
-        places, (bank,) = peers.members(hits.nodes.to(torch.int64), self.rows)
-        rank_hits(hits, self.rows, bank, places, graph.neighbor_ids, graph.distances)
         num_others = peers.total(int(others.sum())) + peers.total(len(at)) // 2
-        self.distances += len(hits.rows) + len(at) * num_others
+        self.distances += num_hits + len(at) * num_others
 
     def _move_references(self, at: Int64[Tensor, " m"]) -> None:
         ref = self.ref
@@ -668,6 +687,11 @@ def _longest(half: Float32[Tensor, " n"]) -> float:
 def _center(frame: Frame) -> Float32[Tensor, " D"]:
     assert frame.center is not None
     return frame.center
+
+
+def _motion_sample(dim: int) -> int:
+    """Rows that tell a rotation of `dim` dimensions well enough; any motion is valid."""
+    return max(MOTION_SAMPLE[0], min(MOTION_SAMPLE[1], 8 * dim))
 
 
 def _is_sampled(peers: Peers, size: int, device: torch.device) -> Bool[Tensor, " n"]:

@@ -74,13 +74,19 @@ class Peers:
         return torch.cat(parts)
 
     def blocks(
-        self, *columns: Shaped[Tensor, "m ..."], block: int = BLOCK
+        self, *columns: Shaped[Tensor, "m ..."], block: int = BLOCK, first: int = BLOCK
     ) -> Iterator[tuple[int, slice, tuple[Tensor, ...]]]:
-        """Every shard's rows of some columns, block by block: (shard, its rows, columns)."""
+        """Every shard's rows of some columns, block by block: (shard, its rows, columns).
+
+        The first block has at most `first` rows, each further one at most twice as many.
+        """
+        size = min(first, block)
         for root, count in enumerate(self.counts(columns[0].shape[0])):
-            for start in range(0, count, block):
-                part = slice(start, min(start + block, count))
+            start = 0
+            while start < count:
+                part = slice(start, min(start + size, count))
                 yield root, part, tuple(self._send(column, root, part) for column in columns)
+                start, size = part.stop, min(2 * size, block)
 
     def _send(self, column: Tensor, root: int, part: slice) -> Tensor:
         if self.group is None:

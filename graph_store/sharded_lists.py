@@ -6,7 +6,7 @@ who is a neighbour is decided by canonical distances later. So the result does n
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,6 +18,10 @@ from .peers import BLOCK, Peers
 
 # Up to this share of moved rows, a copy of the others costs more than products that serve one row.
 SMALL_SHARE = 0.08
+# Queries that are scanned at once, at first and later. Rows that have come into the reach of very
+# many (all that collapse into one place) would else be hit by all of them.
+FIRST_SCAN = 1 << 5
+LARGEST_SCAN = 1 << 13
 
 
 def search_over_shards(peers: Peers, own: Framed, size: int, block: int = BLOCK) -> Partial:
@@ -49,19 +53,19 @@ def scan_over_shards(
     peers: Peers,
     own: Framed,
     moved: Int64[Tensor, " m"],
-    limits: Float32[Tensor, " n"],
+    limits: Callable[[], Float32[Tensor, " n"]],
     found: Partial,
-) -> Hits:
+    offer: Callable[[Hits], None],
+) -> None:
     """Scan the moved references of all shards over the rows of all shards. Collective.
 
     Args:
         own: References of the own rows.
         moved: Which of them have moved.
-        limits: As in `scan`; -inf for those that have moved.
+        limits: Gives them as in `scan`, as they are by then; -inf for those that have moved.
         found: Receives the lists of the own moved rows.
-
-    Returns:
-        Hits among the own rows: their own row, the query, and its key.
+        offer: Takes hits among the own rows (their own row, the query, and its key), some at a
+            time, and by that may lower the limits. Collective: every shard calls it as often.
     """
     queries = own.take(moved)
     bank, places = own, None
@@ -70,14 +74,21 @@ def scan_over_shards(
         among = search_self(queries, found.keys.shape[1] - 1)
         found.keys.copy_(among.keys)
         found.nodes.copy_(among.nodes)
-        places = (limits > -torch.inf).nonzero()[:, 0]
-        bank, limits = own.take(places), limits[places]
-    hits = []
-    for root, part, (rows, half, ids) in peers.blocks(queries.rows, queries.half, queries.ids):
+        places = (limits() > -torch.inf).nonzero()[:, 0]
+        bank = own.take(places)
+    blocks = peers.blocks(
+        queries.rows, queries.half, queries.ids, block=LARGEST_SCAN, first=FIRST_SCAN
+    )
+    for root, part, (rows, half, ids) in blocks:
         block = replace(queries, rows=rows, half=half, ids=ids)
         is_own = root == peers.rank
         lists = Partial(found.keys[part], found.nodes[part]) if is_own else _like(found, len(ids))
-        hits.append(scan(block, bank, lists, limits))
+        if places is None:
+            offer(scan(block, bank, lists, limits()))
+        else:
+            hits = scan(block, bank, lists, limits()[places])
+            at = places[hits.rows.to(torch.int64)].to(torch.int32)
+            offer(replace(hits, rows=at))
         if not is_own and places is not None:
             scan(block, queries, lists, None)
         if peers.group is None:
@@ -87,12 +98,6 @@ def scan_over_shards(
             for shard, (keys, nodes) in enumerate(zip(*parts)):
                 if shard != root:
                     merge_partial(lists, Partial(keys, nodes))
-    none = Hits(queries.ids[:0], queries.ids[:0], queries.half[:0])
-    rows, nodes, keys = (
-        torch.cat([getattr(h, name) for h in [none, *hits]]) for name in ("rows", "nodes", "keys")
-    )
-    at = rows if places is None else places[rows.to(torch.int64)].to(torch.int32)
-    return Hits(at, nodes, keys)
 
 
 @dataclass(frozen=True)

@@ -361,3 +361,22 @@ def test_brute_force_by_hand() -> None:
     ids, distances = brute_force(rows, torch.tensor([True, True, True, False]), 3)
     assert ids.tolist() == [[1, 2, -1], [2, 0, -1], [1, 0, -1], [-1, -1, -1]]
     assert distances[0].tolist() == [1.0, 1.0, torch.inf]
+
+
+def test_rows_that_collapse_are_not_within_reach_of_everybody_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In many dimensions the middle is as near to a row as its neighbours: once n^2 / 4 hits."""
+    f = Follower(CASE, num_rows=600, dim=64)
+    counts = []
+    admit = incremental.admit
+
+    def count_and_admit(lists: Any, hits: Any, error: float) -> None:
+        counts.append(len(hits.rows))
+        admit(lists, hits, error)
+
+    monkeypatch.setattr(incremental, "admit", count_and_admit)
+    f.x[:300] *= 0.01
+    f.update()
+    assert max(counts) <= 300 * 48
+    assert sum(counts) <= 300 * 150
