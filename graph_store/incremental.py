@@ -73,7 +73,7 @@ from .store import KnnReport
 from .thresholds import best_threshold, num_scanned
 
 # Rows (over all shards) of which the motion is estimated, and of which theta is chosen.
-MOTION_SAMPLE = (1 << 11, 1 << 13)
+MOTION_SAMPLE = 1 << 11
 THRESHOLD_SAMPLE = 1 << 21
 # Rows of which the members are fetched at once.
 RANK_ROWS = 1 << 18
@@ -691,7 +691,7 @@ def _center(frame: Frame) -> Float32[Tensor, " D"]:
 
 def _motion_sample(dim: int) -> int:
     """Rows that tell a rotation of `dim` dimensions well enough; any motion is valid."""
-    return max(MOTION_SAMPLE[0], min(MOTION_SAMPLE[1], 8 * dim))
+    return max(MOTION_SAMPLE, min(4 * MOTION_SAMPLE, 8 * dim))
 
 
 def _is_sampled(peers: Peers, size: int, device: torch.device) -> Bool[Tensor, " n"]:

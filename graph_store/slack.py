@@ -27,6 +27,11 @@ def default_slack(k: int) -> int:
     return max(PAD, 2 * k + 2)
 
 
+def shortest_slack(k: int) -> int:
+    """List size where nothing can be saved: room for rounding alone."""
+    return k + PAD
+
+
 def choose_slack(
     peers: Peers,
     rows: Float32[Tensor, "n D"],
@@ -62,4 +67,4 @@ def choose_slack(
         is_certified = profiles[:, k - 1] + DRIFTS * drift < profiles[:, size]
         if float(is_certified.double().mean()) >= CERTIFIED_SHARE:
             return size
-    return k + PAD
+    return shortest_slack(k)
