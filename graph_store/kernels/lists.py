@@ -72,7 +72,7 @@ def search_self(framed: Framed, size: int) -> Partial:
     places = torch.arange(framed.rows.shape[0], device=framed.rows.device)
     frame = Frame(1.0, None, is_product=False)
     scaled = Scaled(framed.rows, framed.half)
-    bank = Bank(framed.rows, places, frame, scaled, largest=1.0, longest=1.0)
+    bank = Bank(framed.rows, places, frame, scaled, largest=torch.inf, longest=1.0)
     task = Search(framed.rows, places, bank, bank.filter(framed.rows)[1], size + 1 - PAD)
     cells = choose_cells(task)
     if cells is None:

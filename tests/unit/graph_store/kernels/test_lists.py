@@ -270,3 +270,10 @@ def test_drift_is_a_distance_in_the_frame() -> None:
     found = lists.drift_of(rows, reference, 0.5, center)
     wanted = rows.double() / 2 - center.double() - reference.double()
     torch.testing.assert_close(found, torch.linalg.vector_norm(wanted, dim=1))
+
+
+def test_keys_of_long_references_are_in_their_own_frame() -> None:
+    """Beyond 2^20 they were once scaled, so that keys of one list could not be compared."""
+    rows = framed(30)
+    far = Framed(rows.rows * 2.0**21, rows.half * 2.0**42, rows.ids)
+    assert_nearest(lists.search_self(far, 8), dense(far, far), far.ids)
