@@ -40,19 +40,21 @@ def assert_same_on_shards(case: Case, size: int) -> None:
             assert case.has_tolerance or one.report.changed == other.report.changed
 
 
-@pytest.mark.parametrize(("size", "steps"), [(1, 3), (2, 7), (3, 7), (8, 3)])
-@pytest.mark.parametrize("kind", ["clustered", "grid"])
-def test_any_number_of_shards_has_the_bits_of_one(size: int, steps: int, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("size", "kind", "steps"),
+    [(1, "grid", 3), (2, "clustered", 5), (3, "clustered", 5), (3, "grid", 4), (8, "grid", 3)],
+)
+def test_any_number_of_shards_has_the_bits_of_one(size: int, kind: str, steps: int) -> None:
     assert_same_on_shards(replace(CASE, kind=kind, seed=size, num_steps=steps), size)
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_blocks_of_any_size(share: float) -> None:
-    case = replace(CASE, small_blocks=True, small_share=share, seed=6, num_rows=70)
+    case = replace(CASE, small_blocks=True, small_share=share, seed=6, num_rows=60, num_steps=5)
     assert_same_on_shards(case, 3)
 
 
-@pytest.mark.parametrize("seed", [21, 22, 25])
+@pytest.mark.parametrize("seed", [21, 22])
 def test_random_histories(seed: int) -> None:
     case = random_case(seed)
     case = replace(case, num_rows=max(8, min(case.num_rows, 150)), num_steps=4)

@@ -66,7 +66,7 @@ class Follower:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("slack", [7, 12, 24])
+@pytest.mark.parametrize("slack", [7, 24])
 def test_any_share_of_moving_rows_gives_the_graph_of_a_build(kind: str, slack: int) -> None:
     f = Follower(CASE, kind=kind, slack=slack, num_rows=120, dim=4)
     for share in (0.006, 0.05, 0.2, 1.0):
@@ -85,7 +85,7 @@ def test_any_width(dim: int) -> None:
         f.update()
 
 
-@pytest.mark.parametrize("seed", range(300, 316))
+@pytest.mark.parametrize("seed", range(300, 310))
 def test_random_histories(seed: int) -> None:
     """All kinds of motion, insertion and removal; `make fuzz` goes on with further seeds."""
     case = random_case(seed)
