@@ -43,21 +43,24 @@ def products_in(precision: Precision, device: torch.device) -> AbstractContextMa
 
 def block_keys(a: Framed, b: Framed) -> Float32[Tensor, "p q"]:
     """Half squared distances |x|^2/2 + |y|^2/2 - xy of all pairs; inf for rows without part."""
-    if a.rows.dtype == torch.float32:
-        keys = torch.addmm(b.half, a.rows, b.rows.T, alpha=-1)
-    else:
-        keys = _low_products(a.rows, b.rows)
-        torch.add(b.half, keys, alpha=-a.unit * b.unit, out=keys)
+    keys = products(a, b)
+    torch.add(b.half, keys, alpha=-a.unit * b.unit, out=keys)
     return keys.add_(a.half[:, None])
 
 
-def _low_products(a: Tensor, b: Tensor) -> Float32[Tensor, "p q"]:
-    """Products summed in float32: by tensor cores, or by widened rows where there are none."""
-    if a.device.type != "cuda":
-        return a.to(torch.float32) @ b.to(torch.float32).T
-    if a.dtype == torch.int8:  # whole numbers below 2^11 are exact in float16
-        a, b = a.to(torch.float16), b.to(torch.float16)
-    return torch.mm(a, b.T, out_dtype=torch.float32)
+def products(a: Framed, b: Framed) -> Float32[Tensor, "p q"]:
+    """Products of the rows as they are stored, summed in float32.
+
+    By tensor cores for lower precisions; of widened rows where there are none.
+    """
+    rows, columns = a.rows, b.rows
+    if rows.dtype == torch.float32:
+        return rows @ columns.T
+    if rows.device.type != "cuda":
+        return rows.to(torch.float32) @ columns.to(torch.float32).T
+    if rows.dtype == torch.int8:  # whole numbers below 2^11 are exact in float16
+        rows, columns = rows.to(torch.float16), columns.to(torch.float16)
+    return torch.mm(rows, columns.T, out_dtype=torch.float32)
 
 
 class Offers:
