@@ -348,9 +348,12 @@ class _Step:
         if self._has_left_frame(is_moved | is_new):
             return None
         self._remove(is_gone)
-        self._measure(is_moved)
+        drifting = self._drifting(is_moved)
         touched = self._touched(is_moved, is_new | is_gone)
-        if touched is None or not self._rank_and_split(touched, is_new):
+        if self._is_hopeless(touched, drifting, is_new):
+            return None
+        ref.drift[drifting] = self.drift_of(drifting)
+        if not self._rank_and_split(touched, is_new):
             return None
         if not self._certify_and_search():
             return None
@@ -375,8 +378,8 @@ class _Step:
         ref.certified[is_gone] = False
         graph.neighbor_ids[is_gone], graph.distances[is_gone] = -1, torch.inf
 
-    def _measure(self, is_moved: Bool[Tensor, " n"]) -> None:
-        """Drift of the moved rows; of all rows where the common motion is estimated anew."""
+    def _drifting(self, is_moved: Bool[Tensor, " n"]) -> Int64[Tensor, " m"]:
+        """Rows of which the drift has changed: all where the common motion is estimated anew."""
         ref, peers = self.ref, self.peers
         moved, total = peers.total(int(is_moved.sum())), peers.total(int(self.active.sum()))
         self.most_moved = 2 * moved > total
@@ -386,7 +389,7 @@ class _Step:
             if motion is not ref.motion:
                 ref.motion = motion
                 at = torch.isfinite(ref.half).nonzero()[:, 0]
-        ref.drift[at] = self.drift_of(at)
+        return at
 
     def _better_motion(self) -> Motion | None:
         """The rows' common motion from their references, if taking it out helps."""
@@ -418,7 +421,7 @@ class _Step:
 
     def _touched(
         self, is_moved: Bool[Tensor, " n"], is_other: Bool[Tensor, " n"]
-    ) -> Bool[Tensor, " n"] | None:
+    ) -> Bool[Tensor, " n"]:
         """Rows whose list must be ranked again; removed nodes are taken out of the lists."""
         ref = self.ref
         self.is_changed = self.peers.concat(is_moved | is_other)
@@ -431,14 +434,7 @@ class _Step:
 
     def _rank_and_split(self, touched: Bool[Tensor, " n"], is_new: Bool[Tensor, " n"]) -> bool:
         """Rank touched lists, choose theta, scan the far movers; False where a build is cheaper."""
-        at = touched.nonzero()[:, 0]
-        num_touched = self.peers.total(len(at))
-        if num_touched > PROBE_ROWS:
-            probe = at[:: max(1, num_touched // 1024)]
-            self.distances += self.rank(probe)
-            if self._is_dear(probe, is_new):
-                return False
-        self.distances += self.rank(at)
+        self.distances += self.rank(touched.nonzero()[:, 0])
         old = torch.isfinite(self.ref.half)
         drift, limit = self.ref.drift[old], self._limits()[old]
         self.theta = self._choose(drift, limit)
@@ -458,14 +454,27 @@ class _Step:
         self._scan(is_far)
         return True
 
-    def _is_dear(self, probe: Int64[Tensor, " m"], is_new: Bool[Tensor, " n"]) -> bool:
-        """Whether a sample of the touched rows says that most rows would be scanned."""
-        peers = self.peers
-        drift, limit = peers.concat(self.ref.drift[probe]), peers.concat(self._limits()[probe])
+    def _is_hopeless(
+        self, touched: Bool[Tensor, " n"], drifting: Int64[Tensor, " m"], is_new: Bool[Tensor, " n"]
+    ) -> bool:
+        """Whether a sample of the touched rows says that most rows would be scanned.
+
+        It is taken before all drifts are measured and all lists are ranked.
+        """
+        ref, peers = self.ref, self.peers
+        at = touched.nonzero()[:, 0]
+        num_touched = peers.total(len(at))
+        if num_touched <= PROBE_ROWS:
+            return False
+        probe = at[:: max(1, num_touched // 1024)]
+        ref.drift[drifting] = torch.inf  # not known yet, so nothing follows from a member's key
+        ref.drift[probe] = self.drift_of(probe)
+        self.distances += self.rank(probe)
+        drift, limit = peers.concat(ref.drift[probe]), peers.concat(self._limits()[probe])
         share = num_scanned(drift, limit, best_threshold(drift, limit)) / len(drift)
-        touched = peers.total(int(torch.isfinite(self.ref.half).sum()))
+        num_rows = peers.total(int(torch.isfinite(ref.half).sum()))
         new = peers.total(int(is_new.sum()))
-        return share > 0.95 and self._costs(int(share * touched) + new)
+        return share > 0.95 and self._costs(int(share * num_rows) + new)
 
     def _limits(self) -> Float64[Tensor, " n"]:
         """Rows escape a scan while theta is less than this (Theorem B; C for eta > 0)."""
@@ -509,7 +518,8 @@ class _Step:
 
     def typical_drift(self) -> float:
         """Median drift over all rows in units of the data, for the choice of the next lists."""
-        drift = self.peers.concat(self.ref.drift[torch.isfinite(self.ref.half)])
+        known = torch.isfinite(self.ref.half) & torch.isfinite(self.ref.drift)
+        drift = self.peers.concat(self.ref.drift[known])
         return float(drift.median()) / self.ref.frame.scale if len(drift) else 0.0
 
     def _report(self, is_changed: Bool[Tensor, " n"]) -> KnnReport:

@@ -16,7 +16,7 @@ from .kernels.knn_cpu import PAD
 from .kernels.scaling import Frame, bank_in_frame
 from .peers import Peers
 
-SAMPLE = 256
+SAMPLE = 128
 # A row loses its own drift and theta, which is more than the median; and it should last a while.
 DRIFTS = 3.0
 CERTIFIED_SHARE = 0.95
