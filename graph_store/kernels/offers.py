@@ -43,8 +43,11 @@ def products_in(precision: Precision, device: torch.device) -> AbstractContextMa
 
 def block_keys(a: Framed, b: Framed) -> Float32[Tensor, "p q"]:
     """Half squared distances |x|^2/2 + |y|^2/2 - xy of all pairs; inf for rows without part."""
-    keys = products(a, b)
-    torch.add(b.half, keys, alpha=-a.unit * b.unit, out=keys)
+    if a.rows.dtype == torch.float32:
+        keys = torch.addmm(b.half, a.rows, b.rows.T, alpha=-1)
+    else:
+        keys = products(a, b)
+        torch.add(b.half, keys, alpha=-a.unit * b.unit, out=keys)
     return keys.add_(a.half[:, None])
 
 

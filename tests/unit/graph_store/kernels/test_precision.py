@@ -9,7 +9,7 @@ import pytest
 import torch
 from labelmesh.graph_store.kernels import knn_device
 from labelmesh.graph_store.kernels.knn import knn_self_join, make_bank, make_search
-from labelmesh.graph_store.kernels.precision import exact_products
+from labelmesh.graph_store.kernels.precision import exact_products, tf32_products
 from torch import Tensor
 
 CPU = torch.device("cpu")
@@ -82,3 +82,36 @@ def test_precision_set_for_one_backend_alone_is_kept() -> None:
     with exact_products(CPU):
         assert torch.backends.mkldnn.matmul.fp32_precision == "ieee"
     assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"
+
+
+def test_tf32_is_on_inside_only() -> None:
+    switch = torch.backends.cuda.matmul
+    before, sums = switch.fp32_precision, switch.allow_fp16_accumulation
+    switch.allow_fp16_accumulation = True
+    with tf32_products(CPU):
+        assert switch.fp32_precision == "tf32"
+        assert not switch.allow_fp16_accumulation
+        assert torch.backends.mkldnn.matmul.fp32_precision == "ieee"
+        with tf32_products(CPU):
+            pass
+        assert switch.fp32_precision == "tf32"
+    assert switch.fp32_precision == before
+    assert switch.allow_fp16_accumulation
+    switch.allow_fp16_accumulation = sums
+
+
+def test_nobody_has_tf32_while_another_thread_needs_exact_products() -> None:
+    switch, seen = torch.backends.cuda.matmul, []
+
+    def other() -> None:
+        with tf32_products(CPU):
+            seen.append(switch.fp32_precision)
+
+    thread = threading.Thread(target=other)
+    with exact_products(CPU):
+        thread.start()
+        thread.join(0.05)
+        assert seen == []
+        assert switch.fp32_precision == "ieee"
+    thread.join()
+    assert seen == ["tf32"]
