@@ -17,7 +17,7 @@ import torch
 from labelmesh.graph_store import incremental, peers, sharded_lists
 from labelmesh.graph_store.incremental import LiveGraph
 from labelmesh.graph_store.kernels import knn_cpu, lists, lists_device, offers
-from labelmesh.graph_store.kernels.rounding import Precision
+from labelmesh.graph_store.kernels.rounding import PRECISIONS, Precision
 from labelmesh.graph_store.kernels.rows import canonical_distances
 from labelmesh.graph_store.partition import Partition
 from labelmesh.graph_store.peers import Peers
@@ -98,6 +98,8 @@ def random_case(seed: int) -> Case:
         has_tolerance=_draw(g, 3) == 0,
         small_blocks=_draw(g, 2) == 0,
         small_share=(0.0, 0.08, 1.0)[_draw(g, 3)],
+        precision=("float32", "float32", "float32", *PRECISIONS[1:])[_draw(g, 7)],
+        in_torch=_draw(g, 3) == 0,
     )
 
 
