@@ -74,9 +74,15 @@ class Filter:
         Lists with room left (`bounds` = inf) have left out nothing.
         """
         is_farther = torch.lt(
-            self.true_keys(distances) + self._guard(torch.float32), bounds.to(torch.float64)
+            self.true_keys(distances) + self._errors(bounds), bounds.to(torch.float64)
         )
         return is_farther.logical_or(torch.isinf(bounds))
+
+    def _errors(self, bounds: Float32[Tensor, " m"]) -> Float64[Tensor, " m"]:
+        """How far below its computed key, which is at least `bounds`, a true key can be."""
+        if self.frame.is_product:
+            return torch.full_like(bounds, self._guard(torch.float32), dtype=torch.float64)
+        return key_errors(self.queries.half, bounds, self.bank.rows.shape[1])
 
     def true_keys(self, distances: Float64[Tensor, " m"]) -> Float64[Tensor, " m"]:
         if self.frame.is_product:
@@ -92,6 +98,23 @@ def key_error(dim: int, longest: float, dtype: torch.dtype = torch.float32) -> f
     # Squares of entries below 1e-19 are lost, wholly where the processor flushes them to zero.
     lost = torch.finfo(torch.float32).tiny
     return 2 * (dim + 16) * (UNIT_ROUNDOFF[dtype] * longest**2 + lost)
+
+
+def key_errors(
+    half: Float32[Tensor, " m"], keys: Float32[Tensor, " m"], dim: int
+) -> Float64[Tensor, " m"]:
+    """By how much a pair's true key can fall short of a computed one that is at least `keys`.
+
+    Half the squared length of one of the two rows is given. Were the true key less by more than
+    that, the other row would be at most sqrt(2 key) longer, and the error of so short rows is less:
+    what is far away does no harm.
+    """
+    longest = (
+        half.to(torch.float64).mul(2).sqrt() + keys.to(torch.float64).clamp(min=0).mul(2).sqrt()
+    )
+    # 1e-3 covers the rounding of half and keys themselves.
+    lost = torch.finfo(torch.float32).tiny
+    return 2 * (dim + 16) * (UNIT_ROUNDOFF[torch.float32] * 1.001 * longest.square() + lost)
 
 
 @dataclass(frozen=True)
