@@ -192,6 +192,8 @@ def rank_lists(
     that their reference's distance and the drifts do not exclude.
     """
     k, size = found.shape[1], lists.size
+    # Where all lists are empty there may be no members at all.
+    member_drift = members.drift if len(members.drift) else drift.new_zeros(1)
     evaluated = 0
     step = max(1, PAIR_NUMBERS // max(1, min(k, size) * rows.shape[1]))
     for part in _ranges(len(own), min(step, ROWS)):
@@ -204,7 +206,7 @@ def rank_lists(
         worst = pairs[:, :k].amax(1) if size >= k else pairs.new_full((len(at),), torch.inf)
         limit = worst * members.unit + drift[at]
         lower = (2.0 * (keys.to(torch.float64) - members.key_error).clamp(min=0)).sqrt()
-        lower = members.stretch * lower * (1.0 - 1e-7) - members.drift[places.clamp(min=0)]
+        lower = members.stretch * lower * (1.0 - 1e-7) - member_drift[places.clamp(min=0)]
         is_near = (ids >= 0) & ~is_first & (lower <= limit[:, None])
         _measure(pairs, is_near, at, places, rows, members.bank)
         evaluated += int(is_first.count_nonzero() + is_near.count_nonzero())
