@@ -114,12 +114,21 @@ class _Reference:
         return 1.0 if self.motion is None else self.motion.stretch
 
     @property
-    def error(self) -> float:
-        return product_error(self.rows.shape[1], self.longest, self.precision)
+    def errors(self) -> Float32[Tensor, " n"]:
+        """By how much the keys of each row's list, and of what may come into it, can be off."""
+        most = product_error(self.rows.shape[1], self.longest, self.precision)
+        return self.lists.errors.clamp(max=most)
 
     def points(self, at: Int64[Tensor, " m"]) -> Float32[Tensor, "m D"]:
         """The references of some rows in float32."""
         return Rounded(self.rows[at], self.unit, self.precision).widen()
+
+    def put(self, at: Int64[Tensor, " m"], found: Partial) -> None:
+        """Keep the lists that were searched for some rows."""
+        own = finish(found, self.half[at], self.rows.shape[1], self.precision)
+        lists = self.lists
+        lists.ids[at], lists.keys[at] = own.ids, own.keys
+        lists.horizon[at], lists.errors[at] = own.horizon, own.errors
 
     def reach(self) -> Float64[Tensor, " n"]:
         """s h_i as a distance, rounded down."""
@@ -198,6 +207,7 @@ class LiveGraph:
             _pad(lists.ids, added, -1),
             _pad(lists.keys, added, torch.inf),
             _pad(lists.horizon, added, -torch.inf),
+            _pad(lists.errors, added, torch.inf),
         )
 
     # Following
@@ -256,8 +266,7 @@ class LiveGraph:
             torch.zeros_like(active),
             pairs=total * (total - 1) // 2,
         )
-        found = finish(self._search_all(framed, size), ref.error)
-        lists.ids[at], lists.keys[at], lists.horizon[at] = found.ids, found.keys, found.horizon
+        ref.put(at, self._search_all(framed, size))
         before = None if self._rows is None else self.neighbor_ids
         self.neighbor_ids = torch.full((rows.shape[0], self.k), -1, device=device)
         self.distances = torch.full_like(self.neighbor_ids, torch.inf, dtype=torch.float64)
@@ -573,7 +582,7 @@ class _Step:
         """Rank the lists of some own rows by canonical distance; how many distances it took."""
         ref, graph = self.ref, self.graph
         evaluated = 0
-        largest = self._largest_drift(torch.ones_like(self.active))
+        largest, errors = self._largest_drift(torch.ones_like(self.active)), ref.errors
         chunks = max(self.peers.counts(-(-len(at) // RANK_ROWS)))
         for start in range(0, chunks * RANK_ROWS, RANK_ROWS):
             own = at[start : start + RANK_ROWS]
@@ -585,7 +594,7 @@ class _Step:
                 positions,
                 largest,
                 ref.stretch,
-                ref.error,
+                errors[own],
                 ref.frame.scale,
                 self.is_changed,
                 self.is_kept[own],
@@ -645,19 +654,17 @@ class _Step:
         num_hits = 0
 
         def limits() -> Float32[Tensor, " n"]:
-            return torch.where(others, ref.lists.horizon + ref.error, -torch.inf)
+            return torch.where(others, ref.lists.horizon + ref.errors, -torch.inf)
 
         def offer(hits: Hits) -> None:
             nonlocal num_hits
             num_hits += len(hits.rows)
-            admit(ref.lists, hits, ref.error)
+            admit(ref.lists, hits, ref.errors)
             places, (bank,) = peers.members(hits.nodes.to(torch.int64), self.rows)
             rank_hits(hits, self.rows, bank, places, graph.neighbor_ids, graph.distances)
 
         scan_over_shards(peers, self._framed(), at, limits, found, offer)
-        own = finish(found, ref.error)
-        ref.lists.ids[at], ref.lists.keys[at] = own.ids, own.keys
-        ref.lists.horizon[at] = own.horizon
+        ref.put(at, found)
         self.distances += self.rank(at)
         num_others = peers.total(int(others.sum())) + peers.total(len(at)) // 2
         self.distances += num_hits + len(at) * num_others

@@ -26,7 +26,7 @@ def bytes_by_part(spec: StoreSpec) -> Mapping[str, int]:
         "features of two rounds": 2 * stored,
         "prepared rows": row,
         "reference rows": row + 4 if is_followed else 0,
-        "lists with horizon": 8 * size + 4 if is_followed else 0,
+        "lists with horizon": 8 * size + 8 if is_followed else 0,
         "drifts and certificates": 10 if is_followed else 0,
         "neighbours, similarities, distances, densities of two rounds": 2 * (16 * k + 4),
         "distances in float64": 8 * k,

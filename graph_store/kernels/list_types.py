@@ -5,8 +5,8 @@ their references, and a horizon h_i. Invariant H: no reference outside the list 
 than the horizon, key >= h_i. References stay where they are while rows drift away from them, and
 are moved, by a scan of all rows, only where a row has gone too far (`incremental`).
 
-Keys come from float32 sums of products and are off by at most `key_error`; horizons are lowered by
-it. References may be any points, so also rows of a lower precision (`rounding`).
+Keys come from float32 sums of products, and horizons are lowered by how far they can be off.
+References may be any points, so also rows of a lower precision (`rounding`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float32, Float64, Int32, Int64, Shaped
 from torch import Tensor
 
-from .rounding import Precision, Rounded
+from .rounding import Precision, Rounded, product_errors
 
 
 @dataclass
@@ -28,11 +28,14 @@ class Lists:
         ids: Node ids, -1 where the list has room.
         keys: inf where the list has room.
         horizon: inf where every node is in the list.
+        errors: By how much keys up to the horizon can be off; inf where nothing bounds them but
+            the longest reference of all.
     """
 
     ids: Int32[Tensor, "n K"]
     keys: Float32[Tensor, "n K"]
     horizon: Float32[Tensor, " n"]
+    errors: Float32[Tensor, " n"]
 
     @property
     def size(self) -> int:
@@ -93,7 +96,8 @@ class Ranking:
         bank, drift: Rows and drifts of the members now.
         positions: Where each member lies in these.
         largest_drift: No drift is more than this.
-        stretch, key_error, unit: See `lists_compiled.rank_members`.
+        stretch, unit: See `lists_compiled.rank_members`.
+        errors: By how much the keys of the rows' lists can be off.
         is_changed: Nodes that have moved, come or gone.
         is_kept: Rows that have not moved, and whose old neighbours were right.
     """
@@ -103,7 +107,7 @@ class Ranking:
     positions: Int32[Tensor, "m K"]
     largest_drift: float
     stretch: float
-    key_error: float
+    errors: Float32[Tensor, " m"]
     unit: float
     is_changed: Bool[Tensor, " N"]
     is_kept: Bool[Tensor, " m"]
@@ -115,6 +119,7 @@ def empty_lists(num_rows: int, size: int, device: torch.device) -> Lists:
         torch.full((num_rows, size), -1, dtype=torch.int32, device=device),
         torch.full((num_rows, size), torch.inf, device=device),
         torch.full((num_rows,), -torch.inf, device=device),
+        torch.full((num_rows,), torch.inf, device=device),
     )
 
 
@@ -126,10 +131,12 @@ def empty_partial(num_rows: int, size: int, device: torch.device) -> Partial:
     )
 
 
-def finish(found: Partial, key_error: float) -> Lists:
-    """Turn searched lists into kept ones: the last place becomes the horizon."""
-    return Lists(
-        found.nodes[:, :-1].contiguous(),
-        found.keys[:, :-1].contiguous(),
-        found.keys[:, -1] - key_error,  # inf stays inf: nothing was left out
-    )
+def finish(found: Partial, half: Float32[Tensor, " m"], dim: int, precision: Precision) -> Lists:
+    """Turn searched lists of references of such half squares into kept ones.
+
+    The last place becomes the horizon; where it is empty, nothing was left out.
+    """
+    last = found.keys[:, -1]
+    errors = product_errors(half, last, dim, precision)
+    horizon = torch.where(torch.isinf(last), torch.inf, last - errors)
+    return Lists(found.nodes[:, :-1].contiguous(), found.keys[:, :-1].contiguous(), horizon, errors)

@@ -243,16 +243,16 @@ def drop_members(lists: Lists, is_dropped: Bool[Tensor, " N"]) -> None:
     _run(len(ids), lambda s: lists_compiled.drop_members(ids[s], keys[s], flags))
 
 
-def admit(lists: Lists, hits: Hits, key_error: float) -> None:
+def admit(lists: Lists, hits: Hits, errors: Float32[Tensor, " n"]) -> None:
     """Put hits into the lists of their rows."""
     if not is_compiled(lists.ids):
-        lists_device.admit(lists, hits, key_error)
+        lists_device.admit(lists, hits, errors)
         return
     columns = (hits.rows.numpy(), hits.nodes.numpy(), hits.keys.numpy())
-    state = (lists.ids.numpy(), lists.keys.numpy(), lists.horizon.numpy())
+    state = (lists.ids.numpy(), lists.keys.numpy(), lists.horizon.numpy(), errors.numpy())
     _run(
         len(lists.ids),
-        lambda s: lists_compiled.admit(s.start, s.stop, *columns, *state, key_error),
+        lambda s: lists_compiled.admit(s.start, s.stop, *columns, *state),
     )
 
 
@@ -291,7 +291,7 @@ def rank_lists(
                 members.drift.numpy(),
                 members.largest_drift,
                 members.stretch,
-                members.key_error,
+                members.errors[part].numpy(),
                 members.unit,
                 members.is_changed.numpy(),
                 members.is_kept[part].numpy(),

@@ -58,17 +58,17 @@ def admit(
     ids: I32,
     keys: F32,
     horizon: F32,
-    key_error: float,
+    errors: F32,
 ) -> None:
     """Put nodes into the lists of the rows first..stop-1; who does not fit lowers the horizon."""
     last = ids.shape[1] - 1
     for h in range(rows.shape[0]):
         i, key = rows[h], new_keys[h]
-        if i < first or i >= stop or key - key_error >= horizon[i]:
+        if i < first or i >= stop or key - errors[i] >= horizon[i]:
             continue
         if ids[i, last] >= 0:
             evicted = max(key, keys[i, last])
-            horizon[i] = min(horizon[i], np.float32(evicted - key_error))
+            horizon[i] = min(horizon[i], evicted - errors[i])
         if key < keys[i, last]:
             insert(keys[i], ids[i], key, nodes[h])
 
@@ -230,7 +230,7 @@ def rank_members(
     bank_drift: F64,
     largest_drift: float,
     stretch: float,
-    key_error: float,
+    errors: F32,
     unit: float,
     is_changed: Flags,
     is_kept: Flags,
@@ -270,7 +270,7 @@ def rank_members(
                 break
             worst = out_distances[r, last] * unit
             if worst < np.inf:
-                key = max(np.float64(keys[r, c]) - key_error, 0.0)
+                key = max(np.float64(keys[r, c]) - errors[r], 0.0)
                 lower = (stretch * np.sqrt(2.0 * key)) * (1.0 - 1e-7) - drift[i]
                 if lower - largest_drift > worst:
                     break

@@ -163,10 +163,10 @@ def drop_members(lists: Lists, is_dropped: Bool[Tensor, " N"]) -> None:
         lists.ids[start + at] = ids.gather(1, slots)
 
 
-def admit(lists: Lists, hits: Hits, key_error: float) -> None:
+def admit(lists: Lists, hits: Hits, errors: Float32[Tensor, " n"]) -> None:
     """See `lists.admit`."""
     rows = hits.rows.to(torch.int64)
-    is_near = hits.keys - key_error < lists.horizon[rows]
+    is_near = hits.keys - errors[rows] < lists.horizon[rows]
     rows, nodes, keys = rows[is_near], hits.nodes[is_near], hits.keys[is_near]
     # One place more than a list has: who does not fit into it is not the nearest that is evicted.
     size = lists.size
@@ -174,7 +174,7 @@ def admit(lists: Lists, hits: Hits, key_error: float) -> None:
         both, slots = torch.cat([lists.keys[own], new_keys], 1).sort(stable=True, dim=1)
         ids = torch.cat([lists.ids[own], new_nodes], 1).gather(1, slots)
         lists.keys[own], lists.ids[own] = both[:, :size], ids[:, :size]
-        lists.horizon[own] = torch.minimum(lists.horizon[own], both[:, size] - key_error)
+        lists.horizon[own] = torch.minimum(lists.horizon[own], both[:, size] - errors[own])
 
 
 def rank_lists(
@@ -205,7 +205,7 @@ def rank_lists(
         _measure(pairs, is_first, at, places, rows, members.bank)
         worst = pairs[:, :k].amax(1) if size >= k else pairs.new_full((len(at),), torch.inf)
         limit = worst * members.unit + drift[at]
-        lower = (2.0 * (keys.to(torch.float64) - members.key_error).clamp(min=0)).sqrt()
+        lower = (2.0 * (keys.to(torch.float64) - members.errors[part, None]).clamp(min=0)).sqrt()
         lower = members.stretch * lower * (1.0 - 1e-7) - member_drift[places.clamp(min=0)]
         is_near = (ids >= 0) & ~is_first & (lower <= limit[:, None])
         _measure(pairs, is_near, at, places, rows, members.bank)

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float32, Float64, Shaped
 from torch import Tensor
 
-from .scaling import key_error, power_of_two
+from .scaling import key_error, key_errors, power_of_two
 
 Precision = Literal["float32", "tf32", "bfloat16", "float16", "int8"]
 PRECISIONS: tuple[Precision, ...] = ("float32", "tf32", "bfloat16", "float16", "int8")
@@ -107,6 +107,16 @@ def product_error(dim: int, longest: float, precision: Precision) -> float:
     """How far a key computed from rounded rows can be from the key of the points they stand for."""
     error = key_error(dim, longest)
     return error if precision == "float32" else _TENSOR_CORE_ERROR * error
+
+
+def product_errors(
+    half: Float32[Tensor, " m"], keys: Float32[Tensor, " m"], dim: int, precision: Precision
+) -> Float32[Tensor, " m"]:
+    """`scaling.key_errors` of keys computed from rounded rows, rounded up."""
+    errors = key_errors(half, keys, dim)
+    if precision != "float32":
+        errors = errors * _TENSOR_CORE_ERROR
+    return (errors * (1 + 1e-6)).to(torch.float32)
 
 
 def _part(rounded: Rounded, start: int) -> Rounded:

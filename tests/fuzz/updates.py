@@ -76,7 +76,7 @@ class State:
     horizon: Tensor
     drift: Tensor
     certified: Tensor
-    key_error: float
+    key_errors: Tensor
     framed: Tensor
     moved_references: Tensor
 
@@ -219,7 +219,7 @@ def state_of(live: LiveGraph, rows: Tensor, report: KnnReport) -> State:
         ref.lists.horizon.clone(),
         ref.drift.clone(),
         ref.certified.clone(),
-        ref.error,
+        ref.errors.double()[:, None],
         rows.double() * ref.frame.scale - ref.frame.center.double(),
         moved_to,
     )
@@ -303,7 +303,7 @@ def check_lists(state: State, active: Tensor) -> None:
     assert not listed[:, ~active].any(), "a list has a node that is gone"
     assert not present[~active].any()
     in_list = torch.where(present, keys.gather(1, state.list_ids.clamp(min=0).long()), torch.inf)
-    is_off = (in_list - state.list_keys.double()).abs() > state.key_error
+    is_off = (in_list - state.list_keys.double()).abs() > state.key_errors
     assert not bool((is_off & present).any()), "a key is off by more than the error allowed"
     order = state.list_keys.diff(dim=1)
     assert not bool((order < 0).any()), "a list is not ascending"

@@ -371,9 +371,9 @@ def test_rows_that_collapse_are_not_within_reach_of_everybody_at_once(
     counts = []
     admit = incremental.admit
 
-    def count_and_admit(lists: Any, hits: Any, error: float) -> None:
+    def count_and_admit(lists: Any, hits: Any, errors: Tensor) -> None:
         counts.append(len(hits.rows))
-        admit(lists, hits, error)
+        admit(lists, hits, errors)
 
     monkeypatch.setattr(incremental, "admit", count_and_admit)
     f.x[:300] *= 0.01

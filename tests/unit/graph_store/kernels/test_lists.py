@@ -109,8 +109,36 @@ def test_merging_lists_of_parts_gives_those_of_the_whole() -> None:
 
 
 def kept(n: int, size: int, error: float = 0.0) -> tuple[Framed, Lists]:
+    """Lists of rows whose keys are taken to be off by some error, whatever it is."""
     rows = framed(n)
-    return rows, lists.finish(lists.search_self(rows, size), error)
+    return rows, finish(lists.search_self(rows, size), error)
+
+
+def finish(found: Partial, error: float) -> Lists:
+    state = lists.finish(found, torch.zeros(len(found.keys)), D, "float32")
+    state.errors.fill_(error)
+    state.horizon.copy_(found.keys[:, -1] - error)
+    return state
+
+
+def test_horizons_are_lowered_by_what_keys_of_so_short_rows_can_be_off() -> None:
+    """A row far away has no part in it; where a list has room, nothing is known."""
+    rows = framed(40)
+    rows.rows[0] *= 1000
+    rows.half[0] *= 1e6
+    found = lists.search_self(rows, 8)
+    state = lists.finish(found, rows.half, D, "float32")
+    last = found.keys[:, -1].double()
+    longest = (2 * rows.half.double()).sqrt() + (2 * last).sqrt()
+    wanted = 2 * (D + 16) * 2.0**-24 * longest.square()
+    assert torch.allclose(state.errors.double(), wanted, rtol=2e-3)
+    assert (state.horizon.double() <= (last - wanted) * (1 + 2.0**-22)).all()
+    assert torch.allclose(state.horizon.double(), last - wanted, rtol=1e-5)
+    assert (
+        lists.finish(lists.search_self(framed(5), 8), torch.ones(5), D, "float32")
+        .errors.isinf()
+        .all()
+    )
 
 
 def test_the_last_place_becomes_the_horizon() -> None:
@@ -155,10 +183,10 @@ def test_moved_references_keep_the_horizons_true(n: int, error: float) -> None:
         found = lists.empty_partial(3, 8, CPU)
         limits = torch.where(is_moved, -torch.inf, state.horizon + error)
         hits = lists.scan(rows.take(moved), rows, found, limits)
-        own = lists.finish(found, error)
+        own = finish(found, error)
         state.ids[moved], state.keys[moved] = own.ids, own.keys
         state.horizon[moved] = own.horizon
-        lists.admit(state, hits, error)
+        lists.admit(state, hits, torch.full((n,), error))
         assert_invariant(rows, state, 0.0)
 
 
@@ -167,13 +195,14 @@ def test_who_does_not_fit_lowers_the_horizon() -> None:
         torch.tensor([[5, 6], [5, 6], [5, -1]], dtype=torch.int32),
         torch.tensor([[1.0, 2.0], [1.0, 2.0], [1.0, torch.inf]]),
         torch.tensor([3.0, 3.0, 3.0]),
+        torch.full((3,), 0.25),
     )
     hits = Hits(
         torch.tensor([0, 1, 2, 0], dtype=torch.int32),
         torch.tensor([7, 7, 7, 8], dtype=torch.int32),
         torch.tensor([1.5, 2.5, 2.5, 9.0]),
     )
-    lists.admit(state, hits, 0.25)
+    lists.admit(state, hits, state.errors)
     assert state.ids.tolist() == [[5, 7], [5, 6], [5, 7]]
     assert state.keys.tolist() == [[1.0, 1.5], [1.0, 2.0], [1.0, 2.5]]
     assert state.horizon.tolist() == [1.75, 2.25, 3.0]
@@ -223,7 +252,7 @@ def test_ranking_is_that_of_all_members(stretch: float, keeps: bool) -> None:
             state.ids,
             float(drift.max()),
             stretch,
-            0.0,
+            torch.zeros(n),
             1.0,
             is_changed,
             torch.full((n,), is_kept) & ~is_changed,
@@ -243,7 +272,7 @@ def test_short_lists_leave_places_empty() -> None:
     rows, state = kept(3, 8)
     ids, distances = torch.zeros(3, 4).long(), torch.zeros(3, 4, dtype=torch.float64)
     flags, zeros = torch.ones(3, dtype=torch.bool), torch.zeros(3, dtype=torch.float64)
-    ranking = Ranking(rows.rows, zeros, state.ids, 0.0, 1.0, 0.0, 1.0, flags, ~flags)
+    ranking = Ranking(rows.rows, zeros, state.ids, 0.0, 1.0, torch.zeros(3), 1.0, flags, ~flags)
     lists.rank_lists(state, torch.arange(3), rows.rows, zeros, ranking, ids, distances)
     assert (ids[:, 2:] == -1).all()
     assert distances[:, 2:].isinf().all()

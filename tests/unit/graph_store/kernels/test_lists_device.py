@@ -115,11 +115,13 @@ def make_lists(num_rows: int, size: int, num_nodes: int, seed: int) -> Lists:
     lengths = torch.randint(0, size + 1, (num_rows, 1), generator=g)
     is_empty = torch.arange(size) >= lengths
     horizon = torch.where(is_empty[:, -1], torch.inf, keys[:, -1] + 0.1)
-    return Lists(ids.masked_fill(is_empty, -1), keys.masked_fill(is_empty, torch.inf), horizon)
+    errors = torch.full_like(horizon, 0.01)
+    ids, keys = ids.masked_fill(is_empty, -1), keys.masked_fill(is_empty, torch.inf)
+    return Lists(ids, keys, horizon, errors)
 
 
 def copy(x: Lists) -> Lists:
-    return Lists(x.ids.clone(), x.keys.clone(), x.horizon.clone())
+    return Lists(x.ids.clone(), x.keys.clone(), x.horizon.clone(), x.errors.clone())
 
 
 def assert_same(a: Lists, b: Lists) -> None:
@@ -154,8 +156,9 @@ def test_admitted_hits(size: int, num_hits: int, seed: int) -> None:
         (100 + pairs % 30).to(torch.int32),
         2 * torch.rand(num_hits, generator=g) - 0.2,
     )
-    lists_device.admit(ours, hits, 0.01)
-    lists.admit(theirs, hits, 0.01)
+    errors = torch.full((20,), 0.01)
+    lists_device.admit(ours, hits, errors)
+    lists.admit(theirs, hits, errors)
     # Who comes late may find the horizon lowered; all at once may admit more. Both are valid: what
     # is below both horizons is the same.
     for mine, other in ((ours, theirs), (theirs, ours)):
@@ -195,7 +198,7 @@ def test_ranked_lists_and_hits(k: int, size: int, seed: int) -> None:
     at = table.ids.clamp(min=0).long()
     keys = (reference[:, None] - reference[at]).square().sum(2) / 2
     keys, order = keys.masked_fill(table.ids < 0, torch.inf).sort(1)
-    table = Lists(table.ids.gather(1, order), keys, table.horizon)
+    table = Lists(table.ids.gather(1, order), keys, table.horizon, table.errors)
     drift = torch.linalg.vector_norm((rows - reference).double(), dim=1) + 1e-6
     own = torch.arange(0, n, 2)
     members = lists.Ranking(
@@ -204,7 +207,7 @@ def test_ranked_lists_and_hits(k: int, size: int, seed: int) -> None:
         table.ids[own],
         float(drift.max()),
         1.0,
-        1e-4,
+        torch.full((len(own),), 1e-4),
         1.0,
         torch.ones(n, dtype=torch.bool),
         torch.zeros(len(own), dtype=torch.bool),
