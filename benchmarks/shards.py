@@ -1,7 +1,8 @@
 """How much a store gains or loses by being cut into shards, on the same cores.
 
 One round (kNN graph from nothing, then propagation) on 1, 2 and 4 Ray shards that share all cores,
-an update after 5 % of the nodes have moved, and the reads of a training batch. Shard counts are interleaved; medians; ratios against one shard.
+an update after 5 % of the nodes have moved, and the reads of a training batch. Shard counts are
+interleaved; medians; ratios against one shard.
 
     python benchmarks/shards.py --nodes 20000 --dim 128 --k 15
 """
