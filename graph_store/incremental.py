@@ -63,7 +63,9 @@ from .kernels.scaling import (
     bank_in_frame,
     largest_entry,
     longest_row,
+    middle_of,
     power_of_two,
+    some_rows,
 )
 from .motion import Motion, common_motion, residuals
 from .peers import Peers
@@ -105,6 +107,7 @@ class _Reference:
     lists: Lists
     drift: Float64[Tensor, " n"]
     certified: Bool[Tensor, " n"]
+    is_tied: Bool[Tensor, " n"]
     motion: Motion | None = None
     pairs: int = 0
     scanned: int = 0
@@ -164,6 +167,7 @@ class LiveGraph:
     _reference: _Reference | None = field(init=False, default=None)
     _drift: float = field(init=False, default=0.0)
     _hopeless: float = field(init=False, default=torch.inf)
+    _spent: int = field(init=False, default=0)
 
     def update(
         self, rows: Float32[Tensor, "n D"], active: Bool[Tensor, " n"], *, eta: float = 0.0
@@ -182,9 +186,11 @@ class LiveGraph:
         if not eta >= 0:
             raise ValueError(f"eta must be >= 0, got {eta}")
         began = time.perf_counter()
+        self._spent = 0
         report = self._follow(rows, active, eta)
         if report is None:
             report = self._rebuild(rows, active)
+            report = replace(report, distances=report.distances + self._spent)
         self._rows, self._active = rows, active
         return replace(report, seconds=time.perf_counter() - began)
 
@@ -202,6 +208,7 @@ class LiveGraph:
         self.distances = _pad(self.distances, added, torch.inf)
         ref.rows, ref.half = _pad(ref.rows, added, 0.0), _pad(ref.half, added, torch.inf)
         ref.drift, ref.certified = _pad(ref.drift, added, 0.0), _pad(ref.certified, added, False)
+        ref.is_tied = _pad(ref.is_tied, added, False)
         lists = ref.lists
         ref.lists = Lists(
             _pad(lists.ids, added, -1),
@@ -227,6 +234,7 @@ class LiveGraph:
         report = step.run()
         if report is None:
             self._drift = step.typical_drift()
+            self._spent = self.peers.total(step.distances)
             self.neighbor_ids, self.distances = before
             return None
         self._reference = ref
@@ -264,6 +272,7 @@ class LiveGraph:
             lists,
             drift,
             torch.zeros_like(active),
+            torch.zeros_like(active),
             pairs=total * (total - 1) // 2,
         )
         ref.put(at, self._search_all(framed, size))
@@ -278,6 +287,7 @@ class LiveGraph:
             self.precision = "float32"
             return self._rebuild(rows, active)
         evaluated += step.search_uncertified()
+        ref.is_tied = active & ~ref.certified
         self._reference = ref
         is_changed = (
             active
@@ -294,9 +304,9 @@ class LiveGraph:
     def _frame(self, rows: Float32[Tensor, "m D"]) -> Frame:
         """The frame of the rows of all shards: centred, entries in [-1, 1]."""
         scale = power_of_two(self.peers.largest(largest_entry(rows)))
-        total = self.peers.all_sum((rows * scale).sum(0, dtype=torch.float64))
-        count = max(1, self.peers.total(rows.shape[0]))
-        return Frame(scale, (total / count).to(torch.float32), is_product=False)
+        some = self.peers.concat(some_rows(rows, self.peers.total(rows.shape[0])) * scale)
+        center = middle_of(some) if len(some) else some.new_zeros(rows.shape[1])
+        return Frame(scale, center, is_product=False)
 
     def _list_size(
         self, rows: Float32[Tensor, "n D"], active: Bool[Tensor, " n"], frame: Frame, total: int
@@ -517,9 +527,11 @@ class _Step:
         a = self.graph.distances[:, -1] * self.ref.frame.scale
         has_hope = (a + self.theta < self.ref.reach()) | (self.ref.lists.ids[:, -1] < 0)
         again = is_left & ~self.is_searched & (has_hope | (self.theta <= 1e-6 * a))
+        again &= ~self.ref.is_tied
         if self.peers.any(bool(again.any())):
             self._scan(again)
             self.certify()
+            self.ref.is_tied |= again & self._is_left()
         if self.is_too_coarse():
             return False
         self.distances += self.search_uncertified()
@@ -533,6 +545,7 @@ class _Step:
 
     def _report(self, is_changed: Bool[Tensor, " n"]) -> KnnReport:
         ref, graph = self.ref, self.graph
+        ref.is_tied &= ~is_changed
         unit = ref.frame.scale
         tau = ref.reach() - ref.drift - self.theta
         loose = self.active & ~ref.certified & ~self.is_settled

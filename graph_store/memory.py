@@ -27,7 +27,7 @@ def bytes_by_part(spec: StoreSpec) -> Mapping[str, int]:
         "prepared rows": row,
         "reference rows": row + 4 if is_followed else 0,
         "lists with horizon": 8 * size + 8 if is_followed else 0,
-        "drifts and certificates": 10 if is_followed else 0,
+        "drifts and certificates": 11 if is_followed else 0,
         "neighbours, similarities, distances, densities of two rounds": 2 * (16 * k + 4),
         "distances in float64": 8 * k,
         "probabilities and labels": 2 * 4 * classes + 8 + 2,

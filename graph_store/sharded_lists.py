@@ -20,7 +20,7 @@ from .peers import BLOCK, Peers
 SMALL_SHARE = 0.08
 # Queries that are scanned at once, at first and later. Rows that have come into the reach of very
 # many (all that collapse into one place) would else be hit by all of them.
-FIRST_SCAN = 1 << 5
+FIRST_SCAN = 1 << 8
 LARGEST_SCAN = 1 << 13
 
 

@@ -14,6 +14,9 @@ import torch
 from jaxtyping import Float, Float32, Float64, Shaped
 from torch import Tensor
 
+from . import rows_compiled
+from .compiled import for_each_range, split_rows
+
 Metric = Literal["euclidean", "cosine", "inner_product"]
 
 # Buffers of the float64 differences stay below this many numbers.
@@ -34,6 +37,12 @@ def prepare_rows(features: Float[Tensor, "n D"], metric: Metric) -> Float32[Tens
 def normalize_rows(x: Float[Tensor, "n D"]) -> Float32[Tensor, "n D"]:
     """Scale every row to length 1 in float64, then round to float32; zero rows stay zero."""
     rows = torch.empty(x.shape, dtype=torch.float32, device=x.device)
+    if x.device.type == "cpu":
+        wide = x.detach() if x.dtype == torch.float64 else x.detach().to(torch.float32)
+        given, out = wide.contiguous().numpy(), rows.numpy()
+        ranges = split_rows(len(rows), rows.numel())
+        for_each_range(lambda a, b: rows_compiled.normalize(given[a:b], out[a:b]), ranges)
+        return rows
     step = max(1, _BUFFER_NUMBERS // max(1, x.shape[1]))
     for start in range(0, x.shape[0], step):
         part = x[start : start + step].to(torch.float64)

@@ -25,6 +25,8 @@ from .rows import Metric
 UNIT_ROUNDOFF = {torch.float32: 2.0**-24, torch.float64: 2.0**-53}
 # Queries with entries this much larger than the bank's could overflow in its frame.
 MAX_RATIO = 2.0**20
+# Rows that the centre is taken from.
+_MIDDLE_ROWS = 1 << 10
 
 
 @dataclass(frozen=True)
@@ -157,9 +159,19 @@ def _bank_in_frame(
 ) -> Bank:
     scale = power_of_two(largest)
     has_center = rows.shape[0] > 0 and not is_product
-    frame = Frame(scale, (rows * scale).mean(0) if has_center else None, is_product)
+    frame = Frame(scale, middle_of(some_rows(rows) * scale) if has_center else None, is_product)
     scaled = frame.apply(rows)
     return Bank(rows, ids, frame, scaled, largest, longest_row(scaled.rows))
+
+
+def some_rows(rows: Float32[Tensor, "n D"], total: int | None = None) -> Float32[Tensor, "m D"]:
+    """About 1,024 rows evenly spread, of `total` that there are together with others'."""
+    return rows[:: max(1, (total or rows.shape[0]) // _MIDDLE_ROWS)]
+
+
+def middle_of(rows: Float32[Tensor, "m D"]) -> Float32[Tensor, " D"]:
+    """The median of every column. Any centre is valid; this one does not follow outliers."""
+    return rows.median(0).values
 
 
 def longest_row(rows: Float32[Tensor, "n D"]) -> float:
