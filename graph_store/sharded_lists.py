@@ -18,9 +18,11 @@ from .peers import BLOCK, Peers
 
 # Up to this share of moved rows, a copy of the others costs more than products that serve one row.
 SMALL_SHARE = 0.08
-# Queries that are scanned at once, at first and later. Rows that have come into the reach of very
-# many (all that collapse into one place) would else be hit by all of them.
-FIRST_SCAN = 1 << 8
+# Hits that the queries scanned first can have at most, how many these are at least, and how many may
+# be scanned at once later. Rows that have come into the reach of very many, as all that collapse
+# into one place, would else be hit by all of them; the first hits lower their horizons.
+MOST_HITS = 1 << 25
+LEAST_SCAN = 1 << 5
 LARGEST_SCAN = 1 << 13
 
 
@@ -76,9 +78,8 @@ def scan_over_shards(
         found.nodes.copy_(among.nodes)
         places = (limits() > -torch.inf).nonzero()[:, 0]
         bank = own.take(places)
-    blocks = peers.blocks(
-        queries.rows, queries.half, queries.ids, block=LARGEST_SCAN, first=FIRST_SCAN
-    )
+    first = max(LEAST_SCAN, MOST_HITS // peers.partition.num_nodes)
+    blocks = peers.blocks(queries.rows, queries.half, queries.ids, block=LARGEST_SCAN, first=first)
     for root, part, (rows, half, ids) in blocks:
         block = replace(queries, rows=rows, half=half, ids=ids)
         is_own = root == peers.rank

@@ -108,8 +108,10 @@ def scan(
     gaps = torch.where(open_rows, bank.half - limits, torch.inf)
     num_queries = queries.rows.shape[0]
     parts: list[list[tuple[np.ndarray[tuple[int], np.dtype[np.generic]], ...]]] = []
+    threads = torch.get_num_threads()
+    rounds = max(1, -(-num_queries // (threads * QUERY_BLOCK)))
+    size = max(1, -(-num_queries // (threads * rounds)))  # as many blocks for each thread
     with exact_products(queries.rows.device), task_threads() as run:
-        size = max(1, min(QUERY_BLOCK, -(-num_queries // 2)))
         tasks = []
         for start in range(0, num_queries, size):
             parts.append([])

@@ -14,7 +14,7 @@ from typing import TypeVar
 from unittest import mock
 
 import torch
-from labelmesh.graph_store import incremental, peers, sharded_lists
+from labelmesh.graph_store import following, incremental, peers, sharded_lists, tracking
 from labelmesh.graph_store.incremental import LiveGraph
 from labelmesh.graph_store.kernels import knn_cpu, lists, lists_device, offers
 from labelmesh.graph_store.kernels.rounding import PRECISIONS, Precision
@@ -333,9 +333,10 @@ def small_blocks(case: Case) -> ExitStack:
     for module in (knn_cpu, lists):
         stack.enter_context(mock.patch.object(module, "QUERY_BLOCK", 16))
         stack.enter_context(mock.patch.object(module, "BANK_BLOCK", 24))
-    sizes = {"RANK_ROWS": 37, "MOTION_SAMPLE": 64, "THRESHOLD_SAMPLE": 50, "PROBE_ROWS": 64}
-    for name, size in sizes.items():
-        stack.enter_context(mock.patch.object(incremental, name, size))
+    stack.enter_context(mock.patch.object(tracking, "RANK_ROWS", 37))
+    stack.enter_context(mock.patch.object(sharded_lists, "MOST_HITS", 0))
+    for name, size in {"MOTION_SAMPLE": 64, "THRESHOLD_SAMPLE": 50, "PROBE_ROWS": 64}.items():
+        stack.enter_context(mock.patch.object(following, name, size))
     # Defaults of arguments are taken when a function is made.
     whole = sharded_lists.search_over_shards
 

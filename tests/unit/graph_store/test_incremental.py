@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from labelmesh.graph_store import incremental, sharded_lists
+from labelmesh.graph_store import sharded_lists, tracking
 from labelmesh.graph_store.incremental import LiveGraph
 from labelmesh.graph_store.partition import Partition
 from labelmesh.graph_store.peers import Peers
@@ -335,7 +335,7 @@ def test_an_update_that_fails_is_made_up_for(monkeypatch: pytest.MonkeyPatch) ->
         raise ArithmeticError("interrupted")
 
     with monkeypatch.context() as patch:
-        patch.setattr(incremental, "rank_lists", fail)
+        patch.setattr(tracking, "rank_lists", fail)
         with pytest.raises(ArithmeticError, match="interrupted"):
             f.live.update(f.x.float(), f.active)
     assert f.update().rebuilt
@@ -370,14 +370,14 @@ def test_rows_that_collapse_are_not_within_reach_of_everybody_at_once(
     """In many dimensions the middle is as near to a row as its neighbours: once n^2 / 4 hits."""
     f = Follower(CASE, num_rows=600, dim=64)
     counts = []
-    admit = incremental.admit
+    admit = tracking.admit
 
     def count_and_admit(lists: Any, hits: Any, errors: Tensor) -> None:
         counts.append(len(hits.rows))
         admit(lists, hits, errors)
 
-    monkeypatch.setattr(incremental, "admit", count_and_admit)
-    monkeypatch.setattr(sharded_lists, "FIRST_SCAN", 32)
+    monkeypatch.setattr(tracking, "admit", count_and_admit)
+    monkeypatch.setattr(sharded_lists, "MOST_HITS", 32 * 600)
     f.x[:300] *= 0.01
     f.update()
     assert max(counts) <= 300 * 48
