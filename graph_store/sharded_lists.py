@@ -19,8 +19,8 @@ from .peers import BLOCK, Peers
 # Up to this share of moved rows, a copy of the others costs more than products that serve one row.
 SMALL_SHARE = 0.08
 # Hits that the queries scanned first can have at most, how many these are at least, and how many
-# may be scanned at once later. Rows that have come into the reach of very many, as all that collapse
-# into one place, would else be hit by all of them; the first hits lower their horizons.
+# may be scanned at once later. Rows that have come into the reach of very many, as all that
+# collapse into one place, would else be hit by all; the first hits lower their horizons.
 MOST_HITS = 1 << 25
 LEAST_SCAN = 1 << 5
 LARGEST_SCAN = 1 << 13
