@@ -168,7 +168,7 @@ def _is_hopeless(
     ref, peers = t.ref, t.peers
     at = touched.nonzero()[:, 0]
     num_touched = peers.total(len(at))
-    if num_touched <= PROBE_ROWS:
+    if num_touched <= PROBE_ROWS or not t.most_moved:
         return False
     probe = at[:: max(1, num_touched // 1024)]
     ref.drift[drifting] = torch.inf  # not known yet, so nothing follows from a member's key

@@ -78,13 +78,14 @@ class Peers:
     ) -> Iterator[tuple[int, slice, tuple[Tensor, ...]]]:
         """Every shard's rows of some columns, block by block: (shard, its rows, columns).
 
-        The first block has at most `first` rows, each further one at most twice as many.
+        The first block has about `first` rows at most, each further one at most twice as many.
         """
         size = min(first, block)
         for root, count in enumerate(self.counts(columns[0].shape[0])):
             start = 0
             while start < count:
-                part = slice(start, min(start + size, count))
+                # A small rest goes along: every block is worked off against all rows.
+                part = slice(start, count if count - start < 3 * size // 2 else start + size)
                 yield root, part, tuple(self._send(column, root, part) for column in columns)
                 start, size = part.stop, min(2 * size, block)
 

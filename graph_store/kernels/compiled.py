@@ -53,7 +53,11 @@ def task_threads() -> Iterator[Callable[[Iterable[Task]], None]]:
 
     Meanwhile torch itself uses one thread per call.
     """
-    with _one_torch_thread() as num_threads, ThreadPoolExecutor(num_threads) as pool:
+    with (
+        _one_torch_thread() as num_threads,
+        # In each thread too: a new one takes over the count, but its products do not go by it.
+        ThreadPoolExecutor(num_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool,
+    ):
 
         def run(tasks: Iterable[Task]) -> None:
             for done in [pool.submit(task) for task in tasks]:

@@ -52,12 +52,12 @@ def filter_rows(
         gap = half_a[i] - keys[i, last]
         for start in range(0, num_cols, _CHUNK):
             stop = min(start + _CHUNK, num_cols)
-            # Slices, as their indices cannot be negative, let the compiler vectorise the count.
+            # Slices, as their indices cannot be negative, let the compiler use vectors.
             part, half_part = row[start:stop], half_b[start:stop]
-            hits = 0
+            is_hit = False
             for j in range(stop - start):
-                hits += part[j] > half_part[j] + gap
-            if hits == 0:
+                is_hit |= part[j] > half_part[j] + gap
+            if not is_hit:
                 continue
             for j in range(start, stop):
                 if row[j] > half_b[j] + gap and ids_a[i] != ids_b[j]:
@@ -76,10 +76,13 @@ def filter_both(
     positions_a: I32,
     keys_b: F32,
     positions_b: I32,
-    start_a: int,
-    start_b: int,
+    ids_a: I32,
+    ids_b: I32,
 ) -> None:
-    """Offer the block's columns to the lists of its rows, and its rows to those of its columns."""
+    """Offer the block's columns to the lists of its rows, and its rows to those of its columns.
+
+    `ids_*` are what goes into the lists as positions.
+    """
     last = keys_a.shape[1] - 1
     num_cols = products.shape[1]
     gaps = half_b - keys_b[:, last]
@@ -90,19 +93,19 @@ def filter_both(
         for start in range(0, num_cols, _CHUNK):
             stop = min(start + _CHUNK, num_cols)
             part, half_part, gap_part = row[start:stop], half_b[start:stop], gaps[start:stop]
-            hits = 0
+            is_hit = False
             for j in range(stop - start):
-                hits += (part[j] > half_part[j] + gap) | (part[j] > half + gap_part[j])
-            if hits == 0:
+                is_hit |= (part[j] > half_part[j] + gap) | (part[j] > half + gap_part[j])
+            if not is_hit:
                 continue
             for j in range(start, stop):
                 if row[j] > half_b[j] + gap or row[j] > half + gaps[j]:
                     key = half + half_b[j] - row[j]
                     if key < keys_a[i, last]:
-                        insert(keys_a[i], positions_a[i], key, start_b + j)
+                        insert(keys_a[i], positions_a[i], key, ids_b[j])
                         gap = half - keys_a[i, last]
                     if key < keys_b[j, last]:
-                        insert(keys_b[j], positions_b[j], key, start_a + i)
+                        insert(keys_b[j], positions_b[j], key, ids_a[i])
                         gaps[j] = half_b[j] - keys_b[j, last]
 
 
@@ -193,10 +196,10 @@ def rank_within(
         for start in range(0, num_cols, _CHUNK):
             stop = min(start + _CHUNK, num_cols)
             part, half_part = row[start:stop], half_b[start:stop]
-            hits = 0
+            is_hit = False
             for j in range(stop - start):
-                hits += part[j] >= half_part[j] + least
-            if hits == 0:
+                is_hit |= part[j] >= half_part[j] + least
+            if not is_hit:
                 continue
             for j in range(start, stop):
                 # Nothing is nearer than a list full of identical rows; only a lower id could enter.

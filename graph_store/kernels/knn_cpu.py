@@ -143,8 +143,8 @@ def _offer_both(task: Search, lists: Candidates, rows: Range, cols: Range) -> No
         lists.positions[a].numpy(),
         lists.keys[b].numpy(),
         lists.positions[b].numpy(),
-        rows[0],
-        cols[0],
+        np.arange(*rows, dtype=np.int32),
+        np.arange(*cols, dtype=np.int32),
     )
 
 

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float32, Float64, Int64
 from torch import Tensor
 
-from . import knn_cells, knn_cpu, lists_compiled, lists_device
+from . import knn_cells, knn_compiled, knn_cpu, lists_compiled, lists_device
 from .cells_choice import choose_cells
 from .compiled import task_threads
 from .knn_cpu import BANK_BLOCK, PAD, QUERY_BLOCK, Search
@@ -190,7 +190,7 @@ def scan_both(a: Framed, lists_a: Partial, b: Framed, lists_b: Partial) -> None:
 def _scan_pair(
     a: Framed, lists_a: Partial, rows: slice, b: Framed, lists_b: Partial, cols: slice
 ) -> None:
-    lists_compiled.scan_both(
+    knn_compiled.filter_both(
         knn_cpu.products(a.rows[rows], b.rows[cols]),
         a.half[rows].numpy(),
         b.half[cols].numpy(),

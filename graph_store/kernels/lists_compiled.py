@@ -108,10 +108,10 @@ def scan_rows(
         for start in range(0, num_cols, _CHUNK):
             stop = min(start + _CHUNK, num_cols)
             part, half_part, gap_part = row[start:stop], half_b[start:stop], gaps_b[start:stop]
-            hits = 0
+            is_hit = False
             for j in range(stop - start):
-                hits += (part[j] > half_part[j] + gap) | (part[j] > half + gap_part[j])
-            if hits == 0:
+                is_hit |= (part[j] > half_part[j] + gap) | (part[j] > half + gap_part[j])
+            if not is_hit:
                 continue
             for j in range(start, stop):
                 if ids_a[i] == ids_b[j]:
@@ -127,45 +127,6 @@ def scan_rows(
                     hit_keys[count] = half + half_b[j] - row[j]
                     count += 1
     return count
-
-
-@compiled
-def scan_both(
-    products: F32,
-    half_a: F32,
-    half_b: F32,
-    keys_a: F32,
-    nodes_a: I32,
-    keys_b: F32,
-    nodes_b: I32,
-    ids_a: I32,
-    ids_b: I32,
-) -> None:
-    """Offer the block's columns to the lists of its rows, and its rows to those of its columns."""
-    last = keys_a.shape[1] - 1
-    num_cols = products.shape[1]
-    gaps = half_b - keys_b[:, last]
-    for i in range(products.shape[0]):
-        row = products[i]
-        half = half_a[i]
-        gap = half - keys_a[i, last]
-        for start in range(0, num_cols, _CHUNK):
-            stop = min(start + _CHUNK, num_cols)
-            part, half_part, gap_part = row[start:stop], half_b[start:stop], gaps[start:stop]
-            hits = 0
-            for j in range(stop - start):
-                hits += (part[j] > half_part[j] + gap) | (part[j] > half + gap_part[j])
-            if hits == 0:
-                continue
-            for j in range(start, stop):
-                if row[j] > half_b[j] + gap or row[j] > half + gaps[j]:
-                    key = half + half_b[j] - row[j]
-                    if key < keys_a[i, last]:
-                        insert(keys_a[i], nodes_a[i], key, ids_b[j])
-                        gap = half - keys_a[i, last]
-                    if key < keys_b[j, last]:
-                        insert(keys_b[j], nodes_b[j], key, ids_a[i])
-                        gaps[j] = half_b[j] - keys_b[j, last]
 
 
 @compiled
