@@ -225,12 +225,14 @@ def _build(
     gone = gone.to(rows.device)
     kept = ~gone if metric != "cosine" else ~(gone | is_zero(rows))
     report = recall = None
+    is_whole = bool(kept.all())
     if options.is_followed:
         live = _live_graph(options, rows.shape[0], live)
         if rows.data_ptr() == as_tensor(x).data_ptr():
             rows = rows.clone()  # what has moved is seen by comparison, and `x` may be written to
         report = live.update(rows, kept, eta=eta)
-        found = live.neighbor_ids[kept], live.distances[kept]
+        found = live.neighbor_ids, live.distances
+        found = found if is_whole else (found[0][kept], found[1][kept])
     elif options.backend in ("auto", "torch"):
         found = knn_self_join(rows[kept], k, ids[kept], metric=metric)
     else:
@@ -238,8 +240,11 @@ def _build(
         found = index.search(rows[kept], k, ids[kept])
         if not index.is_exact:
             recall = _measured(rows[kept], found, metric)
-    neighbor_ids, canonical = add_zero_rows(found, kept, ids, ids[~kept & ~gone], ids[~gone], k)
-    neighbor_ids[gone], canonical[gone] = -1, torch.inf
+    neighbor_ids, canonical = found
+    if not is_whole:
+        zeros = ids[~kept & ~gone]
+        neighbor_ids, canonical = add_zero_rows(found, kept, ids, zeros, ids[~gone], k)
+        neighbor_ids[gone], canonical[gone] = -1, torch.inf
     source = _Source(options, gone.cpu(), rows.shape[1], live if report else None)
     graph = KnnGraph(
         neighbor_ids.to(rows.device), canonical.to(rows.device), metric, x, source, recall
