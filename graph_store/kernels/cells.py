@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from jaxtyping import Float32, Float64, Int32, Int64
+from jaxtyping import Float32, Int64
 from torch import Tensor
 
 from . import cells_compiled
@@ -195,33 +195,6 @@ def lower_bounds(
     with exact_products(bounds.device), task_threads() as run:
         run(tasks())
     return bounds, own
-
-
-def needed_cells(
-    cells: Cells,
-    queries: Scaled,
-    guard: float,
-    limits: Float64[Tensor, " m"],
-    cell_limits: Float64[Tensor, " C"],
-) -> tuple[Int64[Tensor, " C+1"], Int32[Tensor, " pairs"]]:
-    """Queries that must look into a cell for every pair that matters to either side.
-
-    A pair of query f and row j matters if its key is at most the query's limit or at most the
-    row's: limits[f], and cell_limits[c] for all rows of cell c, the largest of theirs.
-
-    Args:
-        queries: In the frame of the cells.
-        guard: For the longest of the queries and of the rows.
-        limits, cell_limits: Keys, as `scaling.Filter.limits` makes of distances; inf for all.
-
-    Returns:
-        (starts, rows): cell c is needed by the queries rows[starts[c]:starts[c + 1]], ascending.
-    """
-    bounds, _ = lower_bounds(cells, queries, guard)
-    highest = torch.maximum(limits[:, None], cell_limits[None])
-    by_cell, rows = torch.le(bounds, highest).T.nonzero(as_tuple=True)
-    counts = torch.bincount(by_cell, minlength=bounds.shape[1])
-    return torch.cat([counts.new_zeros(1), counts.cumsum(0)]), rows.to(torch.int32)
 
 
 def _half(centers: Float32[Tensor, "C D"]) -> Float32[Tensor, " C"]:

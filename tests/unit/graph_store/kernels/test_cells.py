@@ -13,7 +13,6 @@ from labelmesh.graph_store.kernels.cells import (
     guard,
     lower_bounds,
     make_cells,
-    needed_cells,
 )
 from labelmesh.graph_store.kernels.knn import make_bank, make_search
 from labelmesh.graph_store.kernels.scaling import Scaled
@@ -103,45 +102,6 @@ def test_bounds_beat_the_half_space_and_the_triangle() -> None:
     triangle = to_centers - (2 * cells.radii).sqrt()
     assert (distances >= torch.maximum(half_space, triangle) - 1e-3).all()
     assert distances.mean() > 1.2 * half_space.mean()
-
-
-@pytest.mark.parametrize("name", ROWS)
-def test_needed_cells_hold_every_pair_that_matters(name: str) -> None:
-    frame_rows = scaled(ROWS[name]())
-    rows = frame_rows.rows
-    cells = make_cells(frame_rows, 9)
-    picked = torch.arange(0, rows.shape[0], 7)
-    queries = Scaled(rows[picked], frame_rows.half[picked])
-    keys = (queries.rows.double()[:, None] - rows.double()[None]).square().sum(-1) / 2
-    limits = keys.kthvalue(5, dim=1).values
-    horizons = keys.median() * torch.rand(
-        rows.shape[0], generator=torch.Generator().manual_seed(2), dtype=torch.float64
-    )
-    cell_of = torch.empty(rows.shape[0], dtype=torch.int64)
-    cell_of[cells.members] = torch.repeat_interleave(torch.arange(9), cells.starts.diff())
-    cell_limits = torch.zeros(9, dtype=torch.float64).scatter_reduce_(0, cell_of, horizons, "amax")
-    slack = guard(rows.shape[1], 1.001 * float(rows.norm(dim=1).max()))
-    starts, found = needed_cells(cells, queries, slack, limits, cell_limits)
-    assert starts.shape == (10,)
-    is_needed = torch.zeros(picked.shape[0], 9, dtype=torch.bool)
-    for c in range(9):
-        part = found[starts[c] : starts[c + 1]].long()
-        assert (part.diff() > 0).all()
-        is_needed[part, c] = True
-    matters = torch.logical_or(keys <= limits[:, None], keys <= horizons[None])
-    assert torch.logical_or(~matters, is_needed[:, cell_of]).all()
-
-
-def test_needed_cells_skip_far_ones() -> None:
-    rows = torch.cat([randn(200, 4), 100 + randn(200, 4)])
-    frame_rows = scaled(rows)
-    cells = make_cells(frame_rows, 6)
-    queries = Scaled(frame_rows.rows[:5], frame_rows.half[:5])
-    limits = torch.full((5,), 1e-3, dtype=torch.float64)
-    starts, _ = needed_cells(cells, queries, 1e-6, limits, torch.zeros(6, dtype=torch.float64))
-    near = cells.members[cells.starts[:-1]] < 200
-    assert starts.diff()[~near].sum() == 0
-    assert starts[-1] >= 5
 
 
 @settings(deadline=None, max_examples=40)
