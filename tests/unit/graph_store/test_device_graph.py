@@ -1,4 +1,4 @@
-"""Runs `device_graph_cases` in a process of its own: what makes its device is for a whole process."""
+"""Runs `device_graph_cases` in a process of its own: its device is made for a whole process."""
 
 from __future__ import annotations
 
