@@ -73,7 +73,6 @@ class LiveGraph:
     neighbor_ids: Int64[Tensor, "n k"] = field(init=False)
     distances: Float64[Tensor, "n k"] = field(init=False)
     _rows: Float32[Tensor, "n D"] | None = field(init=False, default=None)
-    _active: Bool[Tensor, " n"] = field(init=False)
     _reference: References | None = field(init=False, default=None)
     _drift: float = field(init=False, default=0.0)
     _hopeless: float = field(init=False, default=torch.inf)
@@ -101,7 +100,7 @@ class LiveGraph:
         if report is None:
             report = self._rebuild(rows, active)
             report = replace(report, distances=report.distances + self._spent)
-        self._rows, self._active = rows, active
+        self._rows = rows
         return replace(report, seconds=time.perf_counter() - began)
 
     def grow(self, peers: Peers) -> None:
@@ -130,7 +129,7 @@ class LiveGraph:
         assert ref is not None
         assert self._rows is not None
         self._reference = None  # until it is whole again
-        neighbors = self.neighbor_ids.clone(), self.distances.clone()
+        neighbors = self.neighbor_ids, self.distances  # `follow` writes to copies
         tracked = Tracked(self.peers, self.k, ref, rows, active, *neighbors, eta)
         report = follow(tracked, self._rows, keep_scale=self.keep_scale)
         if report is None:

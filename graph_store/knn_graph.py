@@ -19,7 +19,7 @@ from .kernels.rows import prepare_rows, similarity_from_distance
 from .local_view import LocalGraphView
 from .partition import Partition
 from .peers import Peers
-from .recall import Recall, measure_recall
+from .recall import Recall, measure_recall, measured
 from .solvers.arrays import Array, as_tensor, like
 from .store import KnnReport
 from .view import AffinityKind
@@ -239,7 +239,7 @@ def _build(
         index = make_index(options.backend, rows[kept], ids[kept], metric)
         found = index.search(rows[kept], k, ids[kept])
         if not index.is_exact:
-            recall = _measured(rows[kept], found, metric)
+            recall = measure_recall(rows[kept], *found, metric=metric)
     neighbor_ids, canonical = found
     if not is_whole:
         zeros = ids[~kept & ~gone]
@@ -254,15 +254,8 @@ def _build(
         present = int((~gone).sum())
         report = KnnReport(present, changed, True, 1.0, 0.0, rebuilt=True)
     if recall is not None:
-        report = replace(
-            report, exact=False, recall=recall.value, recall_low=recall.low, bound=float("inf")
-        )
+        report = measured(report, recall)
     return graph, replace(report, changed=changed, seconds=time.perf_counter() - began)
-
-
-def _measured(rows: Float32[Tensor, "m D"], found: tuple[Tensor, Tensor], metric: Metric) -> Recall:
-    """Recall of an approximate graph of these rows; its ids need not be their numbers."""
-    return measure_recall(rows, *found, metric=metric)
 
 
 def _live_graph(options: _Options, num_rows: int, live: LiveGraph | None) -> LiveGraph:

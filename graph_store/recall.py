@@ -7,7 +7,7 @@ as the k-th of them counts, so that ties do not depend on ids.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float32, Float64, Int64
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .exchange import Exchange, OneProcess
 from .kernels.knn import Metric, make_bank, search_bank
+from .store import KnnReport
 
 # Two-sided 95 %: quantile of the normal distribution and share of each tail.
 _QUANTILE, _TAIL = 1.96, 0.025
@@ -34,6 +35,13 @@ class Recall:
     low: float
     high: float
     sample_size: int
+
+
+def measured(report: KnnReport, recall: Recall) -> KnnReport:
+    """The report of an approximate graph: nothing but its recall is known."""
+    return replace(
+        report, exact=False, recall=recall.value, recall_low=recall.low, bound=float("inf")
+    )
 
 
 def choose_sample(num_nodes: int, size: int, seed: int) -> Int64[Tensor, " m"]:

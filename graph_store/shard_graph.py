@@ -18,7 +18,7 @@ from .kernels.cosine_zeros import add_zero_rows, is_zero
 from .kernels.density import density
 from .kernels.rows import prepare_rows, similarity_from_distance
 from .peers import Peers
-from .recall import Recall, measure_recall
+from .recall import measure_recall, measured
 from .refine import Rule, Start, refine_until
 from .sharded_knn import knn_over_shards
 from .sharded_refine import ShardExchange
@@ -142,7 +142,7 @@ class ShardGraph:
                 exchange=_exchange(peers),
                 sample_size=RECALL_SAMPLE,
             )
-            report = _approximate(report, recall)
+            report = measured(report, recall)
         return (ids, distances), report
 
     def _refine(
@@ -162,19 +162,13 @@ class ShardGraph:
         if refined.needs_rebuild:
             return self._search(peers, searched)
         report = KnnReport(0, 0, False, 0.0, 0.0, distances=refined.num_candidates)
-        report = _approximate(report, refined.recall)
+        report = measured(report, refined.recall)
         return (refined.neighbor_ids, refined.distances), report
 
     def _first_ids(self, peers: Peers, ids: Int64[Tensor, " m"]) -> Int64[Tensor, " f"]:
         """The lowest k + 1 of each shard's ascending ids, in shard order."""
         first = ids[: self._spec.k + 1]
         return peers.concat(first)
-
-
-def _approximate(report: KnnReport, recall: Recall) -> KnnReport:
-    return replace(
-        report, exact=False, recall=recall.value, recall_low=recall.low, bound=float("inf")
-    )
 
 
 def _exchange(peers: Peers) -> Exchange:

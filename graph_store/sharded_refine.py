@@ -8,13 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Bool, Float32, Int64, Shaped
+from jaxtyping import Int64, Shaped
 from torch import Tensor
 
 from .exchange import Found
 from .kernels.knn import merge_topk
 from .partition import Partition
-from .refine import Refined, Rule, Start, refine, refine_until
 from .sharded_view import ShardGroup, plan_fetch
 
 
@@ -70,45 +69,3 @@ class ShardExchange:
 
     def _counts(self, count: int) -> list[int]:
         return [int(part) for part in self._group.all_gather(torch.tensor(count))]
-
-
-def refine_over_shards(
-    group: ShardGroup,
-    partition: Partition,
-    rows: Float32[Tensor, "n D"],
-    neighbor_ids: Int64[Tensor, "n K"],
-    k: int,
-    *,
-    moved: Bool[Tensor, " n"] | None = None,
-    present: Bool[Tensor, " n"] | None = None,
-    rule: Rule | None = None,
-) -> Refined:
-    """Own lists of `refine.refine_graph` over the rows of all shards. Collective.
-
-    Cost:
-        Per round: every edge is sent once, and for each block of own nodes the neighbour lists of
-        their neighbours and the distinct candidates' rows.
-    """
-    start = Start(rows, neighbor_ids, moved, present)
-    return refine(ShardExchange(group, partition), start, k, rule or Rule())
-
-
-def refine_over_shards_to_target(
-    group: ShardGroup,
-    partition: Partition,
-    rows: Float32[Tensor, "n D"],
-    neighbor_ids: Int64[Tensor, "n K"],
-    k: int,
-    *,
-    recall_target: float,
-    sample_size: int = 1000,
-    moved: Bool[Tensor, " n"] | None = None,
-    present: Bool[Tensor, " n"] | None = None,
-    rule: Rule | None = None,
-) -> Refined:
-    """Own lists of `refine.refine_to_target` over the rows of all shards. Collective.
-
-    The recall is that of the whole graph, the same on every shard.
-    """
-    start, exchange = Start(rows, neighbor_ids, moved, present), ShardExchange(group, partition)
-    return refine_until(exchange, start, k, rule or Rule(), recall_target, sample_size)

@@ -12,12 +12,16 @@ import torch
 from labelmesh.graph_store.kernels.knn import knn_self_join
 from labelmesh.graph_store.partition import Partition
 from labelmesh.graph_store.recall import measure_recall
-from labelmesh.graph_store.refine import Refined, Rule, refine_graph, refine_to_target
-from labelmesh.graph_store.sharded_refine import (
-    ShardExchange,
-    refine_over_shards,
-    refine_over_shards_to_target,
+from labelmesh.graph_store.refine import (
+    Refined,
+    Rule,
+    Start,
+    refine,
+    refine_graph,
+    refine_to_target,
+    refine_until,
 )
+from labelmesh.graph_store.sharded_refine import ShardExchange
 from labelmesh.graph_store.sharded_view import PeerLostError, ShardGroup
 from torch import Tensor
 
@@ -85,8 +89,9 @@ def test_shards_have_the_lists_of_one_process(
 
     def call(group: ShardGroup, partition: Partition, own: slice) -> Refined:
         part: dict[str, Any] = {name: column[own] for name, column in given.items()}
-        graph = refine_over_shards(group, partition, **part, k=K, rule=rule)
-        exchange, lists = ShardExchange(group, partition), (graph.neighbor_ids, graph.distances)
+        exchange = ShardExchange(group, partition)
+        graph = refine(exchange, Start(**part), K, rule)
+        lists = (graph.neighbor_ids, graph.distances)
         recall = measure_recall(
             part["rows"], *lists, present=part["present"], exchange=exchange, sample_size=99
         )
@@ -111,6 +116,6 @@ def test_shards_measure_the_recall_of_one_process(
 
     def call(group: ShardGroup, partition: Partition, own: slice) -> Refined:
         part: dict[str, Any] = {name: column[own] for name, column in problem.items()}
-        return refine_over_shards_to_target(group, partition, **part, **options)
+        return refine_until(ShardExchange(group, partition), Start(**part), K, Rule(), target, 120)
 
     assert_same(on_shards(len(bounds) - 1, bounds, call), expected)
