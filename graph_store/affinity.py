@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Float, Float64, Int64, Shaped
 from torch import Tensor
 
 from .kernels.csr import Csr, row_sums, spmm, symmetrize
@@ -78,7 +78,17 @@ class LocalAffinity:
     def matmul(self, f: Float[Tensor, "n C"]) -> Float[Tensor, "n C"]:
         return spmm(self.csr, f)
 
+    @property
+    def own_columns(self) -> slice:
+        return slice(0, self.num_nodes)
+
+    def extend(self, f: Shaped[Tensor, "n ..."]) -> Shaped[Tensor, "n ..."]:
+        return f
+
     def all_sum(self, x: Tensor) -> Tensor:
+        return x
+
+    def all_max(self, x: Tensor) -> Tensor:
         return x
 
     @classmethod

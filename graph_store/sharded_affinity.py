@@ -8,7 +8,7 @@ process and has its bits.
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
 from .affinity import bandwidths, check_kind, edges, power_weights, self_tuning_weights
@@ -26,15 +26,15 @@ class ShardedAffinity:
 
     def __init__(self, view: ShardedGraphView, csr: Csr) -> None:
         self.num_nodes = view.num_nodes
-        self._group = view.group
+        self._view = view
         start, stop = view.partition.span(view.group.rank)
         outside = csr.cols[(csr.cols < start) | (csr.cols >= stop)]
         self._plan = plan_fetch(view.group, view.partition, outside)
         halo = self._plan.route.node_ids
         self._num_below = int((halo < start).sum())
         buffer = torch.cat([halo[: self._num_below], view.node_ids, halo[self._num_below :]])
-        self._csr = Csr(csr.offsets, torch.searchsorted(buffer, csr.cols), csr.vals, len(buffer))
-        self._degrees = row_sums(self._csr)
+        self.csr = Csr(csr.offsets, torch.searchsorted(buffer, csr.cols), csr.vals, len(buffer))
+        self._degrees = row_sums(self.csr)
 
     @property
     def degrees(self) -> Float[Tensor, " n"]:
@@ -42,12 +42,21 @@ class ShardedAffinity:
 
     def matmul(self, f: Float[Tensor, "n C"]) -> Float[Tensor, "n C"]:
         """Own rows of W F. One exchange of the halo's rows."""
+        return spmm(self.csr, self.extend(f))
+
+    @property
+    def own_columns(self) -> slice:
+        return slice(self._num_below, self._num_below + self.csr.num_rows)
+
+    def extend(self, f: Shaped[Tensor, "n ..."]) -> Shaped[Tensor, "num_cols ..."]:
         halo = self._plan.fetch(f)
-        below, above = halo[: self._num_below], halo[self._num_below :]
-        return spmm(self._csr, torch.cat([below, f, above]))
+        return torch.cat([halo[: self._num_below], f, halo[self._num_below :]])
 
     def all_sum(self, x: Tensor) -> Tensor:
-        return sum_over_shards(self._group, x)
+        return sum_over_shards(self._view.group, x)
+
+    def all_max(self, x: Tensor) -> Tensor:
+        return self._view.all_max(x)
 
 
 def sharded_affinity(

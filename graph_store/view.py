@@ -15,6 +15,8 @@ from typing import Literal, Protocol, runtime_checkable
 from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
 
+from .kernels.csr import Csr
+
 Reduce = Literal["sum", "amax"]
 AffinityKind = Literal["power", "self_tuning"]
 
@@ -23,9 +25,14 @@ AffinityKind = Literal["power", "self_tuning"]
 class Affinity(Protocol):
     """Own rows of a symmetric, non-negative weight matrix W with zero diagonal.
 
+    The columns of `csr` index a buffer of own rows and of those of other shards that they have
+    weights to (the halo); `extend` fills it. In one process the buffer is the column itself.
+
     Attributes:
         num_nodes: N, over all shards.
         degrees: Row sums of W for the own rows.
+        csr: The own rows' weights.
+        own_columns: Where the own rows lie in the buffer.
     """
 
     num_nodes: int
@@ -33,12 +40,26 @@ class Affinity(Protocol):
     @property
     def degrees(self) -> Float[Tensor, " n"]: ...
 
+    @property
+    def csr(self) -> Csr: ...
+
+    @property
+    def own_columns(self) -> slice: ...
+
+    def extend(self, f: Shaped[Tensor, "n ..."]) -> Shaped[Tensor, "num_cols ..."]:
+        """The buffer for the column whose own rows are `f`. Collective: one exchange."""
+        ...
+
     def matmul(self, f: Float[Tensor, "n C"]) -> Float[Tensor, "n C"]:
         """Own rows of W F, for the column block whose own rows are `f`. Collective."""
         ...
 
     def all_sum(self, x: Tensor) -> Tensor:
         """Sum of `x` over all shards, in shard order. Collective."""
+        ...
+
+    def all_max(self, x: Tensor) -> Tensor:
+        """Elementwise maximum of `x` over all shards. Collective."""
         ...
 
 
