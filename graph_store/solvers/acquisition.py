@@ -1,0 +1,94 @@
+"""Which nodes to label next: how uncertain a node is, and where uncertainty peaks on the graph.
+
+GLL: "Graph Learning Layer", section on batch active learning: scores of class distributions U, and
+LocalMax, after Chapman et al. 2023: nodes whose score is the largest among their graph neighbours.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ..view import GraphView
+
+UncertaintyKind = Literal["entropy", "l2", "margin"]
+
+
+def uncertainty(probs: Float[Tensor, "n C"], kind: UncertaintyKind) -> Float[Tensor, " n"]:
+    """How little is known about a node's class; higher = less certain.
+
+    "entropy": -sum_c U_c log U_c of the row divided by its sum; "l2": 1 - |U|_2; "margin":
+    1 - (p1 - p2), the two largest entries. Rows of zeros, which nothing reached, are as uncertain
+    as can be: log C, 1 and 1.
+
+    Rows need not sum to 1. With tau > 0 they decay away from the labels, and "l2" and "margin"
+    then grow with the distance to them; entropy sees the shares alone.
+
+    Args:
+        probs: Class distributions of the own rows, not negative.
+
+    Raises:
+        ValueError: No such kind, no class, or values that are negative or not finite.
+    """
+    if kind not in get_args(UncertaintyKind):
+        raise ValueError(f"kind = {kind!r}: known are {', '.join(get_args(UncertaintyKind))}")
+    if probs.shape[1] == 0:
+        raise ValueError("probs have no column; give one column per class")
+    if not bool((torch.isfinite(probs) & (probs >= 0)).all()):
+        raise ValueError("probs are negative, NaN or infinite; give class distributions")
+    if kind == "l2":
+        return 1 - torch.linalg.vector_norm(probs, dim=1)
+    if kind == "margin":
+        top = probs.topk(min(2, probs.shape[1]), dim=1).values
+        return 1 - (top[:, 0] - top[:, 1] if probs.shape[1] > 1 else top[:, 0])
+    total = probs.sum(1, keepdim=True)
+    shares = torch.where(total > 0, probs / total.where(total > 0, 1), 1 / probs.shape[1])
+    return torch.special.entr(shares).sum(1)
+
+
+def local_max(graph: GraphView, score: Float[Tensor, " n"]) -> Bool[Tensor, " n"]:
+    """Nodes whose score is larger than that of all their neighbours.
+
+    Neighbours are those that a node lists and those that list it. Of equal scores the lower id
+    counts as larger, so that two nodes found are never neighbours. Nodes without edges are found.
+
+    Args:
+        score: Of the own rows; -inf takes a node out of the comparison with others.
+
+    Raises:
+        ValueError: A score is NaN, or there is not one per own row.
+
+    Cost:
+        One `gather` and one `scatter` with an entry per edge.
+    """
+    check_score(graph, score)
+    has_edge = graph.neighbor_ids >= 0
+    rows, slots = has_edge.nonzero(as_tuple=True)
+    theirs = graph.neighbor_ids[rows, slots]
+    mine_wins = is_ahead(score[rows], graph.node_ids[rows], graph.gather(score, theirs), theirs)
+    beaten = torch.zeros_like(graph.node_ids)
+    beaten[rows[~mine_wins]] = 1
+    # Who is listed does not know by whom: the edge's other end tells it that it has lost.
+    return graph.scatter(mine_wins.to(torch.int64), theirs, beaten, "amax") == 0
+
+
+def is_ahead(
+    score: Float[Tensor, " e"], node_ids: Tensor, other: Float[Tensor, " e"], other_ids: Tensor
+) -> Bool[Tensor, " e"]:
+    """Whether the first of two nodes comes first: by higher score, then by lower id."""
+    return (score > other) | ((score == other) & (node_ids < other_ids))
+
+
+def check_score(graph: GraphView, score: Float[Tensor, " n"]) -> None:
+    """Refuse what has no order.
+
+    Raises:
+        ValueError: A score is NaN, or there is not one per own row.
+    """
+    if score.shape != graph.node_ids.shape:
+        raise ValueError(f"got {tuple(score.shape)} scores for {len(graph.node_ids)} nodes")
+    if bool(score.isnan().any()):
+        raise ValueError(f"score of node {int(graph.node_ids[score.isnan()][0])} is NaN")
