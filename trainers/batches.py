@@ -15,12 +15,13 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from ..datasets.base_set import BaseSet
 from ..datasets.reader import Reader
 from ..datasets.sampler import Plan
 from ..datasets.schema import NodeBatch
 from ..graph_store.store import GraphStore
 from ..graph_store.view import Hop, Neighborhood, PseudoLabels
-from .method import Batch, Phase, ViewName
+from .method import BaseRows, Batch, Phase, ViewName
 from .seeds import derive_seed
 
 T = TypeVar("T")
@@ -47,19 +48,20 @@ class BatchSource:
         epoch: int,
         round: int | None,
         mine: range,
+        base: BaseSet | None = None,
     ) -> Iterator[tuple[int, int, Batch]]:
         """(step, micro-batch index, batch) of this rank, in order.
 
         Args:
             round: The round to read pseudo-labels and neighbours from; None = none published.
             mine: Indices of this rank's micro-batches within every step.
+            base: The labeled nodes beside each micro-batch; None where the phase asks for none.
         """
         items = ((step, index) for step in range(plan.num_steps) for index in mine)
 
-        def load(
-            item: tuple[int, int],
-        ) -> tuple[int, int, NodeBatch, PseudoLabels | None, Neighborhood | None]:
+        def load(item: tuple[int, int]) -> tuple[int, int, _Loaded]:
             nodes = self.reader.read(plan.micro_batch(*item))
+            beside = None if base is None else self.reader.read(base.take(*item))
             pseudo, neighborhood = None, None
             if self.store is not None and round is not None:
                 pseudo = self.store.pseudo_labels(nodes.node_ids, round=round)
@@ -67,25 +69,15 @@ class BatchSource:
                     neighborhood = self.store.neighborhood(
                         nodes.node_ids, hops=phase.hops, round=round
                     )
-            return *item, nodes, pseudo, neighborhood
+            return *item, _Loaded(nodes, beside, pseudo, neighborhood)
 
-        for step, index, nodes, pseudo, neighborhood in prefetch(load, items, depth=3):
+        for step, index, loaded in prefetch(load, items, depth=3):
             seed = derive_seed(self.seed, "batch", phase.name, epoch, step, index)
-            yield step, index, self._batch(nodes, phase, pseudo, neighborhood, seed)
+            yield step, index, self._batch(loaded, phase, seed)
 
-    def _batch(
-        self,
-        nodes: NodeBatch,
-        phase: Phase,
-        pseudo: PseudoLabels | None,
-        neighborhood: Neighborhood | None,
-        seed: int,
-    ) -> Batch:
+    def _batch(self, loaded: _Loaded, phase: Phase, seed: int) -> Batch:
         generator = torch.Generator().manual_seed(seed)
-
-        def view(name: ViewName, rows: Tensor | None = None) -> Tensor:
-            inputs = nodes.inputs if rows is None else nodes.inputs[rows.cpu()]
-            return self.views[name](inputs.to(self.device), generator)
+        nodes, base = loaded.nodes, loaded.base
 
         # Dropout draws from the global generator; this makes it a function of the micro-batch too.
         torch.manual_seed(derive_seed(seed, "dropout"))
@@ -93,13 +85,37 @@ class BatchSource:
             phase=phase.name,
             node_ids=nodes.node_ids.to(self.device),
             labels=nodes.labels.to(self.device),
-            pseudo=None if pseudo is None else pseudo_to(pseudo, self.device),
+            pseudo=None if loaded.pseudo is None else pseudo_to(loaded.pseudo, self.device),
             neighborhood=None
-            if neighborhood is None
-            else neighborhood_to(neighborhood, self.device),
-            view=view,
+            if loaded.neighborhood is None
+            else neighborhood_to(loaded.neighborhood, self.device),
+            view=self._view(nodes, generator),
             generator=generator,
+            base=None
+            if base is None
+            else BaseRows(
+                base.node_ids.to(self.device),
+                base.labels.to(self.device),
+                self._view(base, generator),
+            ),
         )
+
+    def _view(self, nodes: NodeBatch, generator: torch.Generator) -> Callable[..., Tensor]:
+        def view(name: ViewName, rows: Tensor | None = None) -> Tensor:
+            inputs = nodes.inputs if rows is None else nodes.inputs[rows.cpu()]
+            return self.views[name](inputs.to(self.device), generator)
+
+        return view
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """What the background thread has read for one micro-batch."""
+
+    nodes: NodeBatch
+    base: NodeBatch | None
+    pseudo: PseudoLabels | None
+    neighborhood: Neighborhood | None
 
 
 def pseudo_to(pseudo: PseudoLabels, device: torch.device) -> PseudoLabels:

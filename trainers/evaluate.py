@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from ..datasets.reader import Reader
@@ -41,7 +41,11 @@ class LabelScore:
 
 
 class Evaluator:
-    """Scores networks on the held-out splits and pseudo-labels on the run's nodes."""
+    """Scores networks on the held-out splits and pseudo-labels on the run's nodes.
+
+    A network that predicts from base rows sees the samples of a chunk together: chunks are cut by
+    position in the split alone.
+    """
 
     def __init__(
         self,
@@ -59,7 +63,7 @@ class Evaluator:
         self._rows = {"val": split.val_rows, "test": split.test_rows}
         self._node_rows = split.rows
         self._node_labels = split.labels
-        self._num_classes = num_classes
+        self.num_classes = num_classes
         self._views = views
         self._device = device
         self._comm = comm
@@ -89,7 +93,7 @@ class Evaluator:
         rows = self._rows[split]
         reader = self._reader(split)
         truth = load_truth(self._uri, rows)
-        counts = torch.zeros(self._num_classes, self._num_classes, dtype=torch.int64)
+        counts = torch.zeros(self.num_classes, self.num_classes, dtype=torch.int64)
         step = self._comm.world_size * self._chunk
         for start in range(self._comm.rank * self._chunk, len(rows), step):
             batch = reader.read(torch.arange(start, min(start + self._chunk, len(rows))))
@@ -100,7 +104,7 @@ class Evaluator:
                 hops=hops,
                 k=k,
             ).argmax(1)
-            counts += confusion_matrix(truth[batch.node_ids], predicted, self._num_classes)
+            counts += confusion_matrix(truth[batch.node_ids], predicted, self.num_classes)
         counts = self._comm.all_sum(counts)
         return NetworkScore(accuracy(counts), counts)
 
@@ -143,11 +147,22 @@ def predict_batch(
     network: Network, inputs: Tensor, *, store: GraphStore | None, hops: int, k: int
 ) -> Tensor:
     """Class probabilities, float32 on the CPU, of normalised inputs."""
+    return batch_logits(network, inputs, store=store, hops=hops, k=k).softmax(1).cpu()
+
+
+def batch_logits(
+    network: Network, inputs: Tensor, *, store: GraphStore | None, hops: int, k: int
+) -> Float[Tensor, "b C"]:
+    """Logits, float32, of normalised inputs.
+
+    Gradients reach the inputs through the features; which neighbours these find in the store is a
+    constant to them.
+    """
     features = network.features(inputs)
     neighborhood = None
     if hops:
         if store is None:
             raise ValueError("this method predicts with neighbours: it needs the run's store")
-        found = store.query_neighborhood(features.float().cpu(), k=k, hops=hops)
+        found = store.query_neighborhood(features.detach().float().cpu(), k=k, hops=hops)
         neighborhood = neighborhood_to(found, features.device)
-    return network.head(features, neighborhood).float().softmax(1).cpu()
+    return network.head(features, neighborhood).float()

@@ -17,8 +17,8 @@ from torch import Tensor
 from ..datasets.schema import DatasetInfo
 from .checkpoint import plain_state
 from .evaluate import NetworkScore
-from .loop import Training, refresh
-from .method import OWN_PREDICTION
+from .loop import Training, predictor, refresh
+from .method import OWN_PREDICTION, Network
 from .refresh import extract
 
 _NONE, _GIVEN, _GRAPH, _NETWORK = 0, 1, 2, 3
@@ -54,8 +54,9 @@ def finish(training: Training, info: DatasetInfo, keys: pa.Array, rows: Tensor) 
     final_round = training.rounds.final
     if store is not None:
         refresh(training, final_round)
-    labels = _node_labels(training, final_round)
-    score = score_test(training)
+    network = predictor(training)
+    labels = _node_labels(training, network, final_round)
+    score = score_test(training, network)
     if training.is_first:
         result: dict[str, float] = {
             "test/accuracy": score.accuracy,
@@ -70,7 +71,7 @@ def finish(training: Training, info: DatasetInfo, keys: pa.Array, rows: Tensor) 
             result["pseudo/accuracy"] = pseudo.accuracy
             store.snapshot(training.run.child("store"))
         _write_labels(training, labels, keys.take(pa.array(rows.numpy())), final_round)
-        _write_model(training, info)
+        _write_model(training, network, info)
         _write_report_data(training, info, labels, score, final_round)
         baseline = (
             training.run.read_json("baseline.json") if training.run.exists("baseline.json") else {}
@@ -79,10 +80,10 @@ def finish(training: Training, info: DatasetInfo, keys: pa.Array, rows: Tensor) 
     training.engine.comm.barrier()
 
 
-def score_test(training: Training) -> NetworkScore:
+def score_test(training: Training, network: Network) -> NetworkScore:
     """Accuracy of the averaged network on the test split, logged; collective."""
     score = training.evaluator.network(
-        training.ema.network,
+        network,
         "test",
         store=training.source.store,
         hops=training.method.predict_hops,
@@ -101,7 +102,7 @@ def score_test(training: Training) -> NetworkScore:
     return score
 
 
-def _node_labels(training: Training, round: int) -> NodeLabels:
+def _node_labels(training: Training, network: Network, round: int) -> NodeLabels:
     """Given labels, else the graph's where it gave one, else the network's; collective.
 
     Every node's row is filled by one rank, so the sum over ranks is the whole; rows that no rank
@@ -112,7 +113,7 @@ def _node_labels(training: Training, round: int) -> NodeLabels:
     label_plus_1 = torch.zeros(num_nodes, dtype=torch.int64)
     confidence = torch.zeros(num_nodes)
     source = torch.full((num_nodes,), _NONE)
-    for ids, labels, beliefs, origins in _answers(training, round):
+    for ids, labels, beliefs, origins in _answers(training, network, round):
         label_plus_1[ids], confidence[ids], source[ids] = labels + 1, beliefs, origins
     label = comm.all_sum(label_plus_1) - 1
     confidence, source = comm.all_sum(confidence), comm.all_sum(source)
@@ -121,13 +122,15 @@ def _node_labels(training: Training, round: int) -> NodeLabels:
     return NodeLabels(label, confidence, source)
 
 
-def _answers(training: Training, round: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+def _answers(
+    training: Training, network: Network, round: int
+) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
     """(ids, labels, confidences, sources) of this rank's share of the readable nodes."""
     store, comm = training.source.store, training.engine.comm
     num_nodes, chunk = len(training.labels), training.spec.train.extract_batch_size
     if store is None:
         for part in extract(
-            training.ema.network,
+            network,
             training.source,
             num_nodes=num_nodes,
             chunk=chunk,
@@ -165,8 +168,8 @@ def _write_labels(training: Training, labels: NodeLabels, keys: pa.Array, round:
     training.run.write_bytes("labels.parquet", sink.getvalue().to_pybytes())
 
 
-def _write_model(training: Training, info: DatasetInfo) -> None:
-    state = plain_state(training.ema.network)
+def _write_model(training: Training, network: Network, info: DatasetInfo) -> None:
+    state = plain_state(network)
     training.run.write_bytes("model.safetensors", safetensors.torch.save(state))
     training.run.write_json(
         "model.json",

@@ -16,15 +16,17 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from ..datasets.base_set import BaseSet
 from ..datasets.sampler import Plan, make_plan
 from ..datasets.sharding import micro_batches_of
 from . import checkpoint
+from .base import read_base
 from .batches import BatchSource
 from .config import RunSpec
 from .ema import Ema
 from .engine import Engine
 from .evaluate import Evaluator
-from .method import Method, Network, Phase
+from .method import BASE_SCORE, Method, Network, Phase
 from .refresh import run_round
 from .rounds import RoundSchedule
 from .run_dir import RunDir
@@ -33,7 +35,6 @@ from .statistics import StepStatistics, average_over_ranks
 
 Emit = Callable[[dict[str, Any]], None]
 LOG_EVERY_STEPS = 20
-WARM_UP = Phase("warmup", "labeled")
 
 
 @dataclass
@@ -97,9 +98,9 @@ def train(training: Training, *, resume_from: str | None = None) -> None:
 
 def warm_up(training: Training) -> None:
     """Steps on the labeled nodes alone, before there are features worth a graph."""
-    train_spec = training.spec.train
-    plan = plan_phase(training, WARM_UP, num_steps=train_spec.warmup_steps)
-    run_phase(training, WARM_UP, plan, round=None, epochs_span=(0.0, 0.0))
+    phase = training.method.warm_up
+    plan = plan_phase(training, phase, num_steps=training.spec.train.warmup_steps)
+    run_phase(training, phase, plan, round=None, epochs_span=(0.0, 0.0))
 
 
 def train_epoch(training: Training) -> None:
@@ -109,7 +110,7 @@ def train_epoch(training: Training) -> None:
     if due is not None:
         refresh(training, due)
     readable = training.rounds.readable(epoch) if training.method.uses_graph else None
-    phases = training.method.phases
+    phases = training.method.phases_at(epoch)
     for i, phase in enumerate(phases):
         plan = plan_phase(training, phase, num_steps=spec.train.steps_per_epoch)
         span = (epoch + i / len(phases), epoch + (i + 1) / len(phases))
@@ -185,6 +186,7 @@ def run_phase(
         epoch=training.epoch,
         round=round,
         mine=mine,
+        base=base_set(training, phase, round=round),
     )
     start = time.perf_counter()
     engine.network.train()
@@ -210,12 +212,51 @@ def run_phase(
     training.seconds_train += time.perf_counter() - start
 
 
+def base_set(training: Training, phase: Phase, *, round: int | None) -> BaseSet | None:
+    """The labeled nodes beside the micro-batches of the present epoch; None without any."""
+    if phase.base is None:
+        return None
+    score, store = None, training.source.store
+    if phase.base.by_score and store is not None and round is not None:
+        labeled = torch.nonzero(training.labels >= 0).flatten()
+        score = torch.zeros(len(training.labels))
+        score[labeled] = store.read(BASE_SCORE, labeled, round=round).float()
+    return BaseSet(
+        training.labels,
+        phase.base.per_class,
+        seed=training.spec.seed,
+        epoch=training.epoch,
+        every=phase.base.every,
+        score=score,
+    )
+
+
+def predictor(training: Training) -> Network:
+    """The averaged network as it predicts at present: with base rows where the method wants some.
+
+    They are read and passed through the network here; the result serves until the next step.
+    """
+    method, network = training.method, training.ema.network
+    per_class = method.predict_base(training.epoch)
+    if not per_class:
+        return network
+    base = read_base(
+        network,
+        training.source,
+        training.labels,
+        per_class,
+        num_classes=training.evaluator.num_classes,
+        chunk=training.spec.train.extract_batch_size,
+    )
+    return method.predictor(network, base)
+
+
 def refresh(training: Training, round: int) -> None:
     """Compute round `round` with the averaged network."""
     record = run_round(
         round,
         method=training.method,
-        network=training.ema.network,
+        network=predictor(training),
         source=training.source,
         num_nodes=len(training.labels),
         chunk=training.spec.train.extract_batch_size,
@@ -246,7 +287,7 @@ def evaluate_validation(training: Training) -> None:
     store = training.source.store
     usable = store is not None and len(store.published()) > 0
     score = training.evaluator.network(
-        training.ema.network,
+        predictor(training),
         "val",
         store=store if usable else None,
         hops=training.method.predict_hops if usable else 0,
@@ -287,12 +328,13 @@ def train_baseline(training: Training, num_steps: int) -> None:
 
 def num_training_steps(training: Training) -> int:
     """Optimiser steps of the whole run, the warm-up among them."""
-    train_spec = training.spec.train
-    plans = [
-        plan_phase(training, phase, num_steps=train_spec.steps_per_epoch)
-        for phase in training.spec.method.phases
-    ]
-    return train_spec.warmup_steps + train_spec.epochs * sum(plan.num_steps for plan in plans)
+    train_spec, method = training.spec.train, training.spec.method
+    steps = {
+        phase: plan_phase(training, phase, num_steps=train_spec.steps_per_epoch).num_steps
+        for phase in method.phases
+    }
+    visited = (phase for epoch in range(train_spec.epochs) for phase in method.phases_at(epoch))
+    return train_spec.warmup_steps + sum(steps[phase] for phase in visited)
 
 
 class _Meter:

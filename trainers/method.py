@@ -25,8 +25,28 @@ OWN_PREDICTION = "own_prediction"
 """Optional column of `PseudoLabels.extra`: true where a row is the network's own prediction, kept
 by the method, and so no word of the graph."""
 
+BASE_SCORE = "base_score"
+"""Optional column of `PseudoLabels.extra`: which labeled nodes are to be base rows, highest first
+(see `BaseDraw`)."""
+
 ViewName = Literal["plain", "weak", "strong"]
 Nodes = Literal["labeled", "unlabeled", "mixed", "all"]
+
+
+@dataclass(frozen=True)
+class BaseDraw:
+    """Which labeled nodes come along with each micro-batch of a phase, as many of every class.
+
+    Attributes:
+        per_class: Base rows of each class; fewer where it has fewer than twice as many labels.
+        every: How often they are drawn anew.
+        by_score: Take those with the highest `BASE_SCORE` of the last round instead of drawing;
+            they are drawn where no round has been published.
+    """
+
+    per_class: int
+    every: Literal["epoch", "step"] = "epoch"
+    by_score: bool = False
 
 
 @dataclass(frozen=True)
@@ -39,11 +59,13 @@ class Phase:
             by unlabeled ones; "unlabeled", "all": batch_size of these. An epoch of "labeled" has as
             many steps as one of "mixed", so that budgets are comparable.
         hops: Depth of the neighbourhood that comes with each batch; 0 = none.
+        base: Base rows that come with each batch; None = none.
     """
 
     name: str
     nodes: Nodes
     hops: int = 0
+    base: BaseDraw | None = None
 
 
 @dataclass(frozen=True)
@@ -77,6 +99,32 @@ NetworkCall = Callable[..., ModelOutput]
 
 
 @dataclass(frozen=True)
+class BaseRows:
+    """Labeled nodes that stand beside a micro-batch as examples of their classes.
+
+    Attributes:
+        view: Like `Batch.view`, of these rows, from the same generator.
+    """
+
+    node_ids: Int64[Tensor, " m"]
+    labels: Int64[Tensor, " m"]
+    view: Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class Base:
+    """Features and labels of training nodes that predictions are made from.
+
+    Attributes:
+        num_classes: C; not every class needs to be among the labels.
+    """
+
+    features: Float[Tensor, "m D"]
+    labels: Int64[Tensor, " m"]
+    num_classes: int
+
+
+@dataclass(frozen=True)
 class Batch:
     """One micro-batch as a method's loss sees it. All tensors lie on the training device.
 
@@ -88,6 +136,7 @@ class Batch:
         view: `view("strong")` or `view("weak", rows)`: normalised float inputs `b c h w`; drawn
             afresh from `generator` at each call. `rows` is a boolean mask or indices.
         generator: The only source of randomness (CPU), a function of seed, step and micro-batch.
+        base: Labeled nodes beside these rows; None where the phase asks for none.
     """
 
     phase: str
@@ -97,6 +146,7 @@ class Batch:
     neighborhood: Neighborhood | None
     view: Callable[..., Tensor]
     generator: torch.Generator
+    base: BaseRows | None = None
 
 
 @dataclass(frozen=True)
@@ -117,6 +167,15 @@ class Method(BaseModel, ABC):
     def phases(self) -> tuple[Phase, ...]:
         """Phases of one epoch, in order."""
 
+    def phases_at(self, epoch: int) -> tuple[Phase, ...]:
+        """Those of the phases that epoch `epoch` has, in order."""
+        return self.phases
+
+    @property
+    def warm_up(self) -> Phase:
+        """The phase before the first round; over labeled nodes."""
+        return Phase("warmup", "labeled")
+
     @property
     def uses_graph(self) -> bool:
         """False: no features are put and no graph is built (no refresh rounds)."""
@@ -126,6 +185,17 @@ class Method(BaseModel, ABC):
     def predict_hops(self) -> int:
         """Depth of the neighbourhood that prediction needs from the store; 0 = none."""
         return 0
+
+    def predict_base(self, epochs: int) -> int:
+        """Base rows of each class that prediction needs after `epochs` epochs; 0 = none."""
+        return 0
+
+    def predictor(self, network: Network, base: Base) -> Network:
+        """The network as it predicts from base rows; asked only where `predict_base` is not 0.
+
+        It keeps them in buffers named `base_features` and `base_labels`.
+        """
+        return network
 
     @abstractmethod
     def build(self, backbone: nn.Module, feature_dim: int, num_classes: int) -> Network:

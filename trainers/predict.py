@@ -13,7 +13,8 @@ from torch import Tensor
 from ..graph_store.local_store import LocalStore
 from ..graph_store.store import GraphStore
 from .config import RunSpec
-from .evaluate import predict_batch
+from .evaluate import batch_logits, predict_batch
+from .method import Base
 from .networks import build_network, make_views
 from .prepare import load_config_text
 from .run_dir import RunDir
@@ -25,6 +26,7 @@ class Predictor:
     Attributes:
         classes: Names of the classes, in the order of the columns of `predict`.
         shape: Of one input: (c, h, w) or (D,).
+        device: Where the network lies.
     """
 
     def __init__(self, run: RunDir, device: str | None = None) -> None:
@@ -39,21 +41,27 @@ class Predictor:
         about = run.read_json("model.json")
         self.classes: list[str] = about["classes"]
         self.shape: tuple[int, ...] = tuple(about["shape"])
-        self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        state = safetensors.torch.load(run.read_bytes("model.safetensors"))
         network = build_network(self.spec, self.spec.method, self.shape, len(self.classes))
-        network.load_state_dict(safetensors.torch.load(run.read_bytes("model.safetensors")))
-        self._network = network.to(self._device).eval()
+        if "base_features" in state:
+            base = Base(state["base_features"], state["base_labels"], len(self.classes))
+            network = self.spec.method.predictor(network, base)
+        network.load_state_dict(state)
+        self._network = network.to(self.device).eval()
         self._hops = self.spec.method.predict_hops
         self._store: GraphStore | None = None
         if self._hops:
-            self._store = LocalStore.restore(run.child("store"), device=str(self._device))
+            self._store = LocalStore.restore(run.child("store"), device=str(self.device))
         self._plain = make_views(self.spec.data, self.shape)["plain"]
 
-    def predict(self, inputs: Any, *, batch_size: int = 512) -> Any:
+    def predict(self, inputs: Any, *, batch_size: int | None = None) -> Any:
         """Class probabilities, `m C` float32, of the kind (numpy or torch) that came in.
 
         Args:
             inputs: uint8 images `m c h w` or `m h w c`, or float embeddings `m D`.
+            batch_size: Inputs per forward pass, `train.extract_batch_size` unless told. A network
+                that predicts from base rows sees these inputs together, others one by one.
 
         Raises:
             ValueError: Wrong shape or dtype.
@@ -62,17 +70,27 @@ class Predictor:
         parts = [
             predict_batch(
                 self._network,
-                self._plain(part.to(self._device), torch.Generator()),
+                self.normalize(part),
                 store=self._store,
                 hops=self._hops,
                 k=self.spec.graph.k,
             )
-            for part in torch.split(tensor, batch_size)
+            for part in torch.split(tensor, batch_size or self.spec.train.extract_batch_size)
         ]
         probs: Float[Tensor, "m C"] = (
             torch.cat(parts) if parts else torch.empty(0, len(self.classes))
         )
         return probs if isinstance(inputs, Tensor) else np.asarray(probs)
+
+    def normalize(self, inputs: Tensor) -> Tensor:
+        """Inputs as the network takes them: images in -1..1, on the device."""
+        return self._plain(inputs.to(self.device), torch.Generator())
+
+    def logits(self, inputs: Tensor) -> Float[Tensor, "m C"]:
+        """Logits of normalised inputs, in one pass; gradients reach the inputs."""
+        return batch_logits(
+            self._network, inputs, store=self._store, hops=self._hops, k=self.spec.graph.k
+        )
 
     def _check(self, inputs: Tensor) -> Tensor:
         shape = tuple(inputs.shape[1:])

@@ -16,7 +16,7 @@ from ..datasets.schema import DatasetInfo
 from ..datasets.splits import Split
 from . import checkpoint
 from .config import ConfigError, RunSpec, parse_spec
-from .loop import WARM_UP, plan_of
+from .loop import plan_of
 from .networks import build_network, make_views
 from .run_dir import RunDir
 
@@ -74,7 +74,7 @@ def _try_parts(spec: RunSpec, info: DatasetInfo, split: Split) -> None:
             raise ConfigError(
                 f"graph.device = {spec.graph.device!r} is no device; use 'auto', 'cpu' or 'cuda'"
             ) from None
-    for phase in (*spec.method.phases, WARM_UP):
+    for phase in (*spec.method.phases, spec.method.warm_up):
         plan_of(spec, phase, split.labels, epoch=0, num_steps=None, groups=None)
 
 

@@ -20,7 +20,7 @@ from .ema import Ema
 from .engine import Engine, LocalEngine
 from .evaluate import Evaluator
 from .finish import finish, score_test
-from .loop import Emit, Training, num_training_steps, train, train_baseline
+from .loop import Emit, Training, num_training_steps, predictor, train, train_baseline
 from .method import Method, Network
 from .methods.supervised import Supervised
 from .networks import build_network, make_views
@@ -141,7 +141,7 @@ def _run_baseline(
     training.file_prefix = "baseline_"
     steps = num_training_steps(training) if wanted is None else wanted
     train_baseline(training, steps)
-    score = score_test(training)
+    score = score_test(training, predictor(training))
     if training.is_first:
         numbers = {"baseline/test/accuracy": score.accuracy, "baseline/steps": float(steps)}
         job.run.write_json("baseline.json", numbers)

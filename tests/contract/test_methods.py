@@ -7,7 +7,15 @@ import torch
 from labelmesh.graph_store.kernels.density import density
 from labelmesh.graph_store.local_view import LocalGraphView
 from labelmesh.graph_store.view import Hop, Neighborhood, NodeState, PseudoLabels
-from labelmesh.trainers.method import Batch, Loss, Method, Network, find_method, method_names
+from labelmesh.trainers.method import (
+    BaseRows,
+    Batch,
+    Loss,
+    Method,
+    Network,
+    find_method,
+    method_names,
+)
 from pydantic import ValidationError
 from torch import Tensor, nn
 
@@ -71,10 +79,18 @@ def _batch(method: Method, *, with_round: bool, seed: int = 3, labeled: int = 4)
         labels[labeled:] = -1
     generator = torch.Generator().manual_seed(seed)
 
-    def view(name: str, rows: Tensor | None = None) -> Tensor:
-        x = inputs if rows is None else inputs[rows]
-        scale = {"plain": 0.0, "weak": 0.1, "strong": 0.5}[name]
-        return x + scale * torch.randn(x.shape, generator=generator)
+    def views_of(x: Tensor) -> Callable[..., Tensor]:
+        def view(name: str, rows: Tensor | None = None) -> Tensor:
+            chosen = x if rows is None else x[rows]
+            scale = {"plain": 0.0, "weak": 0.1, "strong": 0.5}[name]
+            return chosen + scale * torch.randn(chosen.shape, generator=generator)
+
+        return view
+
+    base = None
+    if phase.base is not None:
+        beside = torch.randn(2 * C, INPUTS, generator=rng)
+        base = BaseRows(torch.arange(B, B + 2 * C), torch.arange(2 * C) % C, views_of(beside))
 
     pseudo = None
     if with_round and method.uses_graph:
@@ -84,7 +100,8 @@ def _batch(method: Method, *, with_round: bool, seed: int = 3, labeled: int = 4)
             extra = {key: column[:B] for key, column in made.extra.items()}
             pseudo = PseudoLabels(made.probs[:B], made.weight[:B], extra)
     neighborhood = _neighborhood(B, phase.hops) if with_round and phase.hops else None
-    return Batch(phase.name, torch.arange(B), labels, pseudo, neighborhood, view, generator)
+    view = views_of(inputs)
+    return Batch(phase.name, torch.arange(B), labels, pseudo, neighborhood, view, generator, base)
 
 
 def _loss(name: str, *, with_round: bool, seed: int = 3) -> tuple[Loss, Network]:
