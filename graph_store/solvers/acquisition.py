@@ -1,7 +1,8 @@
 """Which nodes to label next: how uncertain a node is, and where uncertainty peaks on the graph.
 
-GLL: "Graph Learning Layer", section on batch active learning: scores of class distributions U, and
-LocalMax, after Chapman et al. 2023: nodes whose score is the largest among their graph neighbours.
+Scores of class distributions U and LocalMax as in GLL (active learning of its base set), after
+Chapman et al., "Novel Batch Active Learning Approach and Its Application to Synthetic Aperture
+Radar Datasets", 2023: the nodes whose score is the largest among their neighbours on the graph.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from ..view import GraphView
@@ -40,55 +41,61 @@ def uncertainty(probs: Float[Tensor, "n C"], kind: UncertaintyKind) -> Float[Ten
     if not bool((torch.isfinite(probs) & (probs >= 0)).all()):
         raise ValueError("probs are negative, NaN or infinite; give class distributions")
     if kind == "l2":
-        return 1 - torch.linalg.vector_norm(probs, dim=1)
+        norm: Tensor = torch.linalg.vector_norm(probs, dim=1)
+        return 1 - norm
     if kind == "margin":
         top = probs.topk(min(2, probs.shape[1]), dim=1).values
         return 1 - (top[:, 0] - top[:, 1] if probs.shape[1] > 1 else top[:, 0])
     total = probs.sum(1, keepdim=True)
     shares = torch.where(total > 0, probs / total.where(total > 0, 1), 1 / probs.shape[1])
-    return torch.special.entr(shares).sum(1)
+    entropy: Tensor = torch.special.entr(shares).sum(1)
+    return entropy
 
 
-def local_max(graph: GraphView, score: Float[Tensor, " n"]) -> Bool[Tensor, " n"]:
+def local_max(
+    graph: GraphView, score: Float[Tensor, " n"], among: Bool[Tensor, " n"] | None = None
+) -> Bool[Tensor, " n"]:
     """Nodes whose score is larger than that of all their neighbours.
 
     Neighbours are those that a node lists and those that list it. Of equal scores the lower id
     counts as larger, so that two nodes found are never neighbours. Nodes without edges are found.
 
     Args:
-        score: Of the own rows; -inf takes a node out of the comparison with others.
+        score: Of the own rows.
+        among: Nodes that take part; the others are neither found nor in anybody's way.
 
     Raises:
         ValueError: A score is NaN, or there is not one per own row.
 
     Cost:
-        One `gather` and one `scatter` with an entry per edge.
-    """
-    check_score(graph, score)
-    has_edge = graph.neighbor_ids >= 0
-    rows, slots = has_edge.nonzero(as_tuple=True)
-    theirs = graph.neighbor_ids[rows, slots]
-    mine_wins = is_ahead(score[rows], graph.node_ids[rows], graph.gather(score, theirs), theirs)
-    beaten = torch.zeros_like(graph.node_ids)
-    beaten[rows[~mine_wins]] = 1
-    # Who is listed does not know by whom: the edge's other end tells it that it has lost.
-    return graph.scatter(mine_wins.to(torch.int64), theirs, beaten, "amax") == 0
-
-
-def is_ahead(
-    score: Float[Tensor, " e"], node_ids: Tensor, other: Float[Tensor, " e"], other_ids: Tensor
-) -> Bool[Tensor, " e"]:
-    """Whether the first of two nodes comes first: by higher score, then by lower id."""
-    return (score > other) | ((score == other) & (node_ids < other_ids))
-
-
-def check_score(graph: GraphView, score: Float[Tensor, " n"]) -> None:
-    """Refuse what has no order.
-
-    Raises:
-        ValueError: A score is NaN, or there is not one per own row.
+        One or two `gather` and one `scatter` with an entry per edge.
     """
     if score.shape != graph.node_ids.shape:
         raise ValueError(f"got {tuple(score.shape)} scores for {len(graph.node_ids)} nodes")
     if bool(score.isnan().any()):
         raise ValueError(f"score of node {int(graph.node_ids[score.isnan()][0])} is NaN")
+    rows, theirs = edges_of(graph)
+    if among is not None:
+        both = among[rows] & graph.gather(among, theirs)
+        rows, theirs = rows[both], theirs[both]
+    mine, other = score[rows], graph.gather(score, theirs)
+    wins = (mine > other) | ((mine == other) & (graph.node_ids[rows] < theirs))
+    beaten = torch.zeros_like(graph.node_ids)
+    beaten[rows[~wins]] = 1
+    # Who is listed does not know by whom: the edge's other end tells it that it has lost.
+    unbeaten = graph.scatter(wins.to(torch.int64), theirs, beaten, "amax") == 0
+    return unbeaten if among is None else unbeaten & among
+
+
+def neighbors_of(graph: GraphView, nodes: Bool[Tensor, " n"]) -> Bool[Tensor, " n"]:
+    """Nodes that list one of `nodes` or are listed by one. A `gather` and a `scatter`."""
+    rows, theirs = edges_of(graph)
+    touched = torch.zeros_like(graph.node_ids)
+    touched[rows[graph.gather(nodes, theirs)]] = 1
+    return graph.scatter(nodes[rows].to(torch.int64), theirs, touched, "amax") == 1
+
+
+def edges_of(graph: GraphView) -> tuple[Int64[Tensor, " e"], Int64[Tensor, " e"]]:
+    """Own row and neighbour's id of the edges that exist."""
+    rows, slots = (graph.neighbor_ids >= 0).nonzero(as_tuple=True)
+    return rows, graph.neighbor_ids[rows, slots]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from labelmesh.graph_store.local_view import LocalGraphView
-from labelmesh.graph_store.solvers.acquisition import local_max, uncertainty
+from labelmesh.graph_store.solvers.acquisition import local_max, neighbors_of, uncertainty
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -76,3 +76,24 @@ def test_scores_without_order(view: LocalGraphView) -> None:
         local_max(view, score)
     with pytest.raises(ValueError, match=r"\(3,\) scores for 120 nodes"):
         local_max(view, torch.zeros(3))
+
+
+def test_nodes_that_take_no_part_hide_nobody(view: LocalGraphView) -> None:
+    score = torch.arange(120.0)
+    among = torch.arange(120) % 3 > 0
+    found = local_max(view, score, among)
+    expected = peaks_by_search(
+        LocalGraphView(
+            torch.where(among[:, None] & among[view.neighbor_ids], view.neighbor_ids, -1),
+            view.similarity,
+            view.distances,
+        ),
+        score,
+    )
+    assert found.tolist() == [peak and bool(a) for peak, a in zip(expected, among)]
+
+
+def test_neighbours_are_found_from_both_ends() -> None:
+    view = LocalGraphView(torch.tensor([[1], [-1], [1]]), torch.zeros(3, 1), torch.zeros(3, 1))
+    assert neighbors_of(view, torch.tensor([False, True, False])).tolist() == [True, False, True]
+    assert neighbors_of(view, torch.tensor([True, False, False])).tolist() == [False, True, False]
