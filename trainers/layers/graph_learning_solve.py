@@ -1,0 +1,195 @@
+"""Labels spread over weighted edges, differentiable in weights, base labels and tau.
+
+The equations are those of the graph p-Laplacian with Tikhonov term, for every class and every row i
+that is not a base row,
+
+    sum_j w_ij phi(u_i - u_j) + tau u_i = 0,   phi(t) = |t|^(p-2) t,   u = Y on base rows.
+
+Backward (GLL, theorem 5): with g = dJ/du, solve H Lambda = g once, H the derivative of the left
+side with respect to u at the solution; then
+
+    dJ/dw_ij = -sum_c (Lambda_i - Lambda_j) phi(u_i - u_j),  dJ/dtau = -sum Lambda u,
+    dJ/dY = -H_bu Lambda.
+
+For p = 2 the equations are linear, H = L_uu + tau I, one matrix for all classes.
+
+Shape letters: n rows of the batch, b base rows, u the others, e edges, C classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float64
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ...graph_store.kernels.batch_graph import (
+    BatchGraph,
+    edge_products,
+    incident_sums,
+    laplacian,
+    reachable,
+)
+from ...graph_store.kernels.small_solve import Solve, System, make_system
+from .graph_learning_newton import edge_ratios, edge_slopes, linearize, minimize
+
+OnUnreached = Literal["raise", "uniform"]
+
+# Rows of a solution for labels that sum to 1 sum to 1. If one is off by more, the system is solved
+# as far as float64 goes, ...
+_MAX_LEAK = 1e-6
+_LEAST_TOL = 1e-18
+# ... and a row that is off by more even then has its base behind weights as small as rounding.
+_MAX_FINAL_LEAK = 1e-3
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is constant in the derivative.
+
+    Attributes:
+        base: Rows whose labels are given.
+        tol: Relative residual, in the norm of the matrix scaled to a unit diagonal.
+    """
+
+    graph: BatchGraph
+    base: Bool[Tensor, " n"]
+    p: float
+    tol: float
+    on_unreached: OnUnreached
+
+
+def spread(
+    problem: Problem,
+    weights: Float64[Tensor, " e"],
+    base_probs: Float64[Tensor, "b C"],
+    tau: Float64[Tensor, ""],
+) -> Float64[Tensor, "u C"]:
+    """Solution of the module's equations on the rows that are not base rows.
+
+    Raises:
+        ValueError: tau = 0, and rows are connected to no base row although problem.on_unreached
+            is "raise"; or there is no convergence.
+    """
+    out: Tensor = _Spread.apply(problem, weights, base_probs, tau)  # type: ignore[no-untyped-call]
+    return out
+
+
+class _Spread(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, problem: Problem, weights: Tensor, base_probs: Tensor, tau: Tensor
+    ) -> Tensor:
+        given = base_probs.new_zeros(problem.base.shape[0], base_probs.shape[1])
+        given[problem.base] = base_probs
+        solved = _solve(problem, weights, given, tau)
+        ctx.problem, ctx.solved = problem, solved
+        ctx.save_for_backward(weights)
+        return solved.u[~problem.base]
+
+    @staticmethod
+    @once_differentiable  # type: ignore[misc]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        problem, solved, (weights,) = ctx.problem, ctx.solved, ctx.saved_tensors
+        g = torch.zeros_like(solved.u)
+        g[~problem.base] = gradient
+        solve = Solve.begin(solved.system, g)
+        _run(solve, problem.tol)
+        if solved.is_stiff:
+            solve.run(_LEAST_TOL, _max_steps(solve))
+        adjoint, u, graph = solve.solution, solved.u, problem.graph
+        by_labels = by_tau = None
+        if ctx.needs_input_grad[2]:
+            slopes = weights[:, None] * edge_slopes(graph, u, problem.p)
+            by_labels = -laplacian(graph, slopes, adjoint)[problem.base]
+        if ctx.needs_input_grad[3]:
+            by_tau = -(adjoint * u).sum()
+        return None, _by_weights(graph, adjoint, u, problem.p), by_labels, by_tau
+
+
+def _by_weights(
+    graph: BatchGraph, adjoint: Float64[Tensor, "n C"], u: Float64[Tensor, "n C"], p: float
+) -> Float64[Tensor, " e"]:
+    if p == 2:
+        return -edge_products(graph, adjoint, u)
+    i, j = graph.first, graph.second
+    flow = edge_ratios(graph, u, p) * (u[i] - u[j])
+    return -((adjoint[i] - adjoint[j]) * flow).sum(1)
+
+
+@dataclass(frozen=True)
+class _Solved:
+    """A solution.
+
+    Attributes:
+        u: On all rows.
+        system: Derivative of the equations there, on the rows that they determine.
+        is_stiff: Whether it took a smaller tolerance than asked for.
+    """
+
+    u: Float64[Tensor, "n C"]
+    system: System
+    is_stiff: bool
+
+
+def _solve(problem: Problem, weights: Tensor, given: Tensor, tau: Tensor) -> _Solved:
+    graph, base, w = problem.graph, problem.base, weights[:, None]
+    free, is_stiff, has_tau = ~base, False, bool(tau > 0)
+    diagonal = incident_sums(graph, w) + tau
+    if not has_tau:
+        free = free & reachable(graph, weights, base)
+        # One more column: what rows sum to if those of the base sum to 1.
+        given = torch.cat([given, base.to(given.dtype)[:, None]], dim=1)
+    system = make_system(graph, w, diagonal, free)
+    solve = Solve.begin(system, -laplacian(graph, w, given))
+    _run(solve, problem.tol)
+    if not has_tau:
+        is_stiff = bool((_leak(solve, free) > _MAX_LEAK).any())
+    if is_stiff:
+        solve.run(_LEAST_TOL, _max_steps(solve))
+        free = free & (_leak(solve, free) <= _MAX_FINAL_LEAK)
+        system = make_system(graph, w, diagonal, free)
+    u = given + torch.where(free[:, None], solve.solution, 0.0)
+    if not has_tau:
+        u = _settle_lost(problem, u[:, :-1], ~base & ~free)
+    if problem.p > 2:
+        u = minimize(graph, w, tau, free, u, problem.p)
+        system = linearize(graph, w, tau, free, u, problem.p)
+    return _Solved(u, system, is_stiff)
+
+
+def _settle_lost(
+    problem: Problem, u: Float64[Tensor, "n C"], lost: Bool[Tensor, " n"]
+) -> Float64[Tensor, "n C"]:
+    """Refuse rows that no label reaches, or give them the uniform distribution."""
+    if problem.on_unreached == "uniform":
+        return torch.where(lost[:, None], 1 / u.shape[1], u)
+    rows = lost.nonzero()[:, 0]
+    if len(rows):
+        raise ValueError(
+            f"{len(rows)} rows of the batch are connected to no base row, or only by weights as "
+            f"small as rounding errors (rows {rows[:10].tolist()}{' ...' * (len(rows) > 10)}); add "
+            'base rows, raise k, use tau > 0, or pass on_unreached="uniform"'
+        )
+    return u
+
+
+def _leak(solve: Solve, free: Bool[Tensor, " n"]) -> Float64[Tensor, " n"]:
+    """By how much the last column is not 1 where it should be."""
+    return torch.where(free, (1 - solve.solution[:, -1]).abs(), 0.0)
+
+
+def _run(solve: Solve, tol: float) -> None:
+    if not solve.run(tol, _max_steps(solve)):
+        worst = float((solve.rr / solve.start.clamp(min=1e-300)).max()) ** 0.5
+        raise ValueError(
+            f"no convergence in {solve.steps} iterations of conjugate gradients: relative residual "
+            f"{worst:.2g}; raise tol (it is {tol:.2g}) or use tau > 0"
+        )
+
+
+def _max_steps(solve: Solve) -> int:
+    return 10 * len(solve.x) + 100
