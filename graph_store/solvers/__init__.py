@@ -3,14 +3,27 @@
 from .density_paths import DensityPaths, density_paths
 from .laplace import laplace
 from .local_global import SpreadLabels, local_global, pseudo_labels
+from .nearest_labeled import nearest_labeled
+from .p_laplace import p_laplace
 from .poisson import poisson
+from .poisson_mbo import poisson_mbo
+from .priors import ProjectedLabels, class_prior_projection
+from .random_walk import random_walk
+from .reweighted import reweighted_laplace
 
 __all__ = [
     "DensityPaths",
+    "ProjectedLabels",
     "SpreadLabels",
+    "class_prior_projection",
     "density_paths",
     "laplace",
     "local_global",
+    "nearest_labeled",
+    "p_laplace",
     "poisson",
+    "poisson_mbo",
     "pseudo_labels",
+    "random_walk",
+    "reweighted_laplace",
 ]
