@@ -24,6 +24,7 @@ from ..trainers.predict import Predictor
 from ..trainers.prepare import prepare
 from ..trainers.report import write_report
 from ..trainers.run_dir import RunDir
+from .evaluate import evaluate_run
 from .resources import check as check_resources
 
 OnEvent = Callable[[dict[str, Any]], None]
@@ -56,6 +57,15 @@ class Run:
     def predict(self, inputs: Any) -> Any:
         """Class probabilities of inputs that the run has never seen, with the graph if needed."""
         return self._predictor.predict(inputs)
+
+    def evaluate(
+        self, split: str = "test", attack: str | None = None, **options: Any
+    ) -> dict[str, Any]:
+        """Accuracy on held-out samples, clean and under attack ("fgsm", "ifgsm" or "cw").
+
+        `options` are those of `cluster.evaluate.evaluate_run`: `eps`, `count`, `batch_size` ...
+        """
+        return evaluate_run(self.uri, split=split, attack=attack, **options)
 
     def report(self) -> Path:
         """Write `report.html` anew and return its path."""

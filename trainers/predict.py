@@ -48,7 +48,7 @@ class Predictor:
             base = Base(state["base_features"], state["base_labels"], len(self.classes))
             network = self.spec.method.predictor(network, base)
         network.load_state_dict(state)
-        self._network = network.to(self.device).eval()
+        self._network = network.to(self.device).eval().requires_grad_(False)
         self._hops = self.spec.method.predict_hops
         self._store: GraphStore | None = None
         if self._hops:

@@ -110,6 +110,7 @@ class GLL(Method):
     solver: Literal["laplace", "poisson"] = Field(
         "poisson", description="labels the store's graph, where pseudo-labels come from it"
     )
+    gamma: float = Field(3.0, gt=0, description="exponent on the store's similarities")
     threshold: float = Field(
         0.0, ge=0, le=1, description="certainty below which a pseudo-label is not used"
     )
@@ -170,13 +171,13 @@ class GLL(Method):
         LPDSSL (1 - entropy / log C, scaled by their maximum); below `threshold` they count as 0.
         `extra["base_score"]` is there where base rows are chosen by uncertainty.
         """
-        weights = graph.affinity("self_tuning")
+        weights = graph.affinity("power", gamma=self.gamma)
         num_classes = state.probs.shape[1]
         if self.solver == "poisson":
-            scores = solvers.poisson(weights, state.labels, num_classes=num_classes)
+            scores = solvers.poisson(weights, state.labels, 1e-8, num_classes=num_classes)
         else:
             scores = solvers.laplace(
-                weights, state.labels, on_unreached="uniform", num_classes=num_classes
+                weights, state.labels, tol=1e-8, on_unreached="uniform", num_classes=num_classes
             )
         made = solvers.pseudo_labels(
             scores, state.labels, all_sum=graph.all_sum, all_max=graph.all_max
