@@ -10,6 +10,7 @@ from jaxtyping import Float, Float64, Int64, Shaped
 from torch import Tensor
 
 from .kernels.csr import Csr, row_sums, spmm, symmetrize
+from .view import Reduce
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -63,6 +64,14 @@ def bandwidths(distances: Float[Tensor, "n k"]) -> Float64[Tensor, " n"]:
     return torch.where(torch.isinf(d), 0.0, d).amax(1)
 
 
+def scatter_rows(
+    x: Shaped[Tensor, "m ..."], ids: Int64[Tensor, " m"], out: Tensor, reduce: Reduce
+) -> Tensor:
+    """Rows `ids` of `out` and `x` reduced; a new tensor."""
+    index = ids.reshape(-1, *[1] * (x.ndim - 1)).expand_as(x)
+    return out.scatter_reduce(0, index, x, reduce=reduce, include_self=True)
+
+
 class LocalAffinity:
     """All rows of a symmetric, non-negative weight matrix with zero diagonal, in one process."""
 
@@ -82,8 +91,20 @@ class LocalAffinity:
     def own_columns(self) -> slice:
         return slice(0, self.num_nodes)
 
+    @property
+    def node_ids(self) -> Int64[Tensor, " n"]:
+        return torch.arange(self.num_nodes, device=self.csr.cols.device)
+
     def extend(self, f: Shaped[Tensor, "n ..."]) -> Shaped[Tensor, "n ..."]:
         return f
+
+    def gather(self, x: Shaped[Tensor, "n ..."], ids: Int64[Tensor, " m"]) -> Tensor:
+        return x[ids]
+
+    def scatter(
+        self, x: Shaped[Tensor, "m ..."], ids: Int64[Tensor, " m"], out: Tensor, reduce: Reduce
+    ) -> Tensor:
+        return scatter_rows(x, ids, out, reduce)
 
     def all_sum(self, x: Tensor) -> Tensor:
         return x

@@ -6,7 +6,13 @@ import torch
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
-from .affinity import LocalAffinity, check_kind, power_affinity, self_tuning_affinity
+from .affinity import (
+    LocalAffinity,
+    check_kind,
+    power_affinity,
+    scatter_rows,
+    self_tuning_affinity,
+)
 from .store import Metric
 from .view import AffinityKind, Reduce
 
@@ -44,8 +50,7 @@ class LocalGraphView:
     def scatter(
         self, x: Shaped[Tensor, "m ..."], ids: Int64[Tensor, " m"], out: Tensor, reduce: Reduce
     ) -> Tensor:
-        index = ids.reshape(-1, *[1] * (x.ndim - 1)).expand_as(x)
-        return out.scatter_reduce(0, index, x, reduce=reduce, include_self=True)
+        return scatter_rows(x, ids, out, reduce)
 
     def all_sum(self, x: Tensor) -> Tensor:
         return x

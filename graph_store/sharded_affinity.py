@@ -14,7 +14,7 @@ from torch import Tensor
 from .affinity import bandwidths, check_kind, edges, power_weights, self_tuning_weights
 from .kernels.csr import Csr, coalesce, row_sums, spmm
 from .sharded_view import ShardedGraphView, plan_fetch, sum_over_shards
-from .view import AffinityKind
+from .view import AffinityKind, Reduce
 
 
 class ShardedAffinity:
@@ -51,6 +51,18 @@ class ShardedAffinity:
     def extend(self, f: Shaped[Tensor, "n ..."]) -> Shaped[Tensor, "num_cols ..."]:
         halo = self._plan.fetch(f)
         return torch.cat([halo[: self._num_below], f, halo[self._num_below :]])
+
+    @property
+    def node_ids(self) -> Int64[Tensor, " n"]:
+        return self._view.node_ids
+
+    def gather(self, x: Shaped[Tensor, "n ..."], ids: Int64[Tensor, " m"]) -> Tensor:
+        return self._view.gather(x, ids)
+
+    def scatter(
+        self, x: Shaped[Tensor, "m ..."], ids: Int64[Tensor, " m"], out: Tensor, reduce: Reduce
+    ) -> Tensor:
+        return self._view.scatter(x, ids, out, reduce)
 
     def all_sum(self, x: Tensor) -> Tensor:
         return sum_over_shards(self._view.group, x)

@@ -20,6 +20,7 @@ import torch.distributed
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
+from .affinity import scatter_rows
 from .partition import Partition, Route, route
 from .store import Metric
 from .view import AffinityKind, Reduce
@@ -183,8 +184,7 @@ class ShardedGraphView:
         receive = self.group.exchange_counts(send)
         rows = self.group.exchange(ids[order], send, receive) - self.start
         values = self.group.exchange(x[order], send, receive)
-        index = rows.reshape(-1, *[1] * (values.ndim - 1)).expand_as(values)
-        return out.scatter_reduce(0, index, values, reduce=reduce, include_self=True)
+        return scatter_rows(values, rows, out, reduce)
 
     def all_sum(self, x: Tensor) -> Tensor:
         """See `GraphView.all_sum`."""

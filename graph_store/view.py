@@ -30,12 +30,16 @@ class Affinity(Protocol):
 
     Attributes:
         num_nodes: N, over all shards.
+        node_ids: Ids of the own rows, ascending.
         degrees: Row sums of W for the own rows.
         csr: The own rows' weights.
         own_columns: Where the own rows lie in the buffer.
     """
 
     num_nodes: int
+
+    @property
+    def node_ids(self) -> Int64[Tensor, " n"]: ...
 
     @property
     def degrees(self) -> Float[Tensor, " n"]: ...
@@ -52,6 +56,16 @@ class Affinity(Protocol):
 
     def matmul(self, f: Float[Tensor, "n C"]) -> Float[Tensor, "n C"]:
         """Own rows of W F, for the column block whose own rows are `f`. Collective."""
+        ...
+
+    def gather(self, x: Shaped[Tensor, "n ..."], ids: Int64[Tensor, " m"]) -> Tensor:
+        """See `GraphView.gather`. Collective."""
+        ...
+
+    def scatter(
+        self, x: Shaped[Tensor, "m ..."], ids: Int64[Tensor, " m"], out: Tensor, reduce: Reduce
+    ) -> Tensor:
+        """See `GraphView.scatter`. Collective."""
         ...
 
     def all_sum(self, x: Tensor) -> Tensor:

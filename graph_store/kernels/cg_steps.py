@@ -65,7 +65,7 @@ class Steps:
         q: Float[Tensor, "n c"],
         alpha: Float64[Tensor, " c"],
     ) -> Float64[Tensor, "m c"]:
-        """x += alpha p and r -= alpha q in place; r r, r diagonal r, and the coarse basis times r."""
+        """x += alpha p, r -= alpha q, in place; r r, r diagonal r, and the coarse basis times r."""
         step = alpha.to(x.dtype)
         if x.device.type != "cpu":
             x.addcmul_(p, step)

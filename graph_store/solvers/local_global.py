@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..view import Affinity
 from .arrays import Array, as_labels, as_tensor, like
-from .conjugate_gradient import conjugate_gradient
+from .graph_system import OnSolve, graph_system
 from .onehot import onehot
 
 Reduction = Callable[[Tensor], Tensor]
@@ -28,6 +28,9 @@ def local_global(
     balance_classes: bool = False,
     tol: float = 1e-6,
     max_iter: int = 1000,
+    x0: Array | None = None,
+    dtype: torch.dtype = torch.float64,
+    on_solve: OnSolve | None = None,
 ) -> Any:
     """Spread given labels over the graph, smooth along strong edges.
 
@@ -44,9 +47,12 @@ def local_global(
         balance_classes: Divide each class's column of Y by its number of labeled nodes (LPDSSL).
         tol: Stop when every class's residual is below `tol` times the norm of its column of Y.
         max_iter: Upper bound on the number of products with S.
+        x0: Where to start, (n, C): the scores of similar labels or weights.
+        dtype: float32 halves time and memory; then `tol` should be 1e-5 or more.
+        on_solve: Told how the solve went; it need not have converged.
 
     Returns:
-        (n, C) float64 scores, not negative up to solver error, rows not normalised; array or
+        (n, C) scores of `dtype`, not negative up to solver error, rows not normalised; array or
         tensor as `labels` is. Zero rows lie in components without a labeled node.
 
     Raises:
@@ -57,12 +63,10 @@ def local_global(
     y = onehot(as_labels(labels).to(w.degrees.device), w, num_classes)
     if balance_classes:
         y = y / w.all_sum(y.sum(0)).clamp(min=1)
-    scale = inverse_sqrt(w.degrees)[:, None]
-
-    def system(f: Tensor) -> Tensor:
-        return f - alpha * scale * w.matmul(scale * f)
-
-    result = conjugate_gradient(system, y, all_sum=w.all_sum, tol=tol, max_iter=max_iter)
+    scale = math.sqrt(alpha) * inverse_sqrt(w.degrees)
+    system = graph_system(w, diagonal=torch.ones_like(scale), scale=scale, dtype=dtype)
+    start = None if x0 is None else as_tensor(x0).to(y)
+    result = system.solve(y, x0=start, tol=tol, max_iter=max_iter, on_solve=on_solve)
     return like(result.solution, labels)
 
 

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from ..view import Affinity
-from .arrays import Array, as_labels, like
-from .conjugate_gradient import conjugate_gradient
+from .arrays import Array, as_labels, as_tensor, like
+from .components import components, sum_by_component
+from .graph_system import OnSolve, graph_system
 from .local_global import inverse_sqrt
 from .onehot import onehot
 
@@ -20,7 +21,10 @@ def poisson(
     tol: float = 1e-12,
     *,
     num_classes: int | None = None,
+    x0: Array | None = None,
     max_iter: int = 10_000,
+    dtype: torch.dtype = torch.float64,
+    on_solve: OnSolve | None = None,
 ) -> Any:
     """Solve L u = sum_j (y_j - ybar) delta_j over the labeled nodes j, ybar their mean.
 
@@ -31,19 +35,21 @@ def poisson(
     A component in which the sources do not sum to zero has no solution. They are replaced by their
     projection on the range of I - S, which makes the answer that of least squares: the mean of
     each component is then zero, components without labels are zero, and classes are compared
-    within components. The projection is the solution y
-    of (I - S) y = (I - S) b that lies in the range.
+    within components.
 
     Args:
         w: Symmetric weights.
         labels: Given labels of the own rows, -1 = unlabeled.
         tol: Relative residual of each class.
         num_classes: C; by default the largest label plus one. Shards must pass it.
-        max_iter: Upper bound on the products with W, for each of the two solves.
+        x0: Where to start, (n, C): the result for similar labels or weights.
+        max_iter: Upper bound on the number of products with W.
+        dtype: float32 halves time and memory; then `tol` should be 1e-5 or more.
+        on_solve: Told how the solve went.
 
     Returns:
-        (n, C) float64, degree-weighted column means 0; the class of a node is the largest entry of
-        its row. Array or tensor as `labels` is.
+        (n, C) of `dtype`, degree-weighted column means 0; the class of a node is the largest entry
+        of its row. Array or tensor as `labels` is.
 
     Raises:
         ValueError: No labels, labels that do not fit, or no convergence within `max_iter`.
@@ -52,18 +58,21 @@ def poisson(
     y = onehot(given, w, num_classes)
     total = w.all_sum(torch.cat([y.sum(0), y.sum().reshape(1)]))
     sources = torch.where((given >= 0)[:, None], y - total[:-1] / total[-1], 0.0)
-    scale = inverse_sqrt(w.degrees)[:, None]
+    sqrt_degrees = w.degrees.to(torch.float64).sqrt()[:, None]
+    scale = inverse_sqrt(w.degrees)
+    component = components(w)
+    mass = sum_by_component(w, component, sqrt_degrees.square()).clamp(min=1e-300)
 
-    def system(v: Tensor) -> Tensor:
-        return torch.where(scale > 0, v - scale * w.matmul(scale * v), 0.0)
+    def without_null_space(v: Tensor) -> Tensor:
+        return v - sqrt_degrees * (sum_by_component(w, component, sqrt_degrees * v) / mass)
 
-    def solve(b: Tensor) -> Tensor:
-        result = conjugate_gradient(system, b, all_sum=w.all_sum, tol=tol, max_iter=max_iter)
-        return result.require_converged().solution
-
-    b = scale * sources
-    image = system(b)
+    b = scale[:, None] * sources
+    projected = without_null_space(b)
     # A class whose sources lie in the null space leaves rounding noise, which has no solution.
-    norms = w.all_sum(torch.stack([image.square().sum(0), b.square().sum(0)])).sqrt()
-    image[:, norms[0] <= 1e-14 * norms[1]] = 0
-    return like(scale * solve(solve(image)), labels)
+    norms = w.all_sum(torch.stack([projected.square().sum(0), b.square().sum(0)])).sqrt()
+    projected[:, norms[0] <= 1e-14 * norms[1]] = 0
+    system = graph_system(w, diagonal=torch.ones_like(scale), scale=scale, dtype=dtype)
+    start = None if x0 is None else as_tensor(x0).to(y) * sqrt_degrees
+    result = system.solve(projected, x0=start, tol=tol, max_iter=max_iter, on_solve=on_solve)
+    v = without_null_space(result.require_converged().solution.to(torch.float64))
+    return like((scale[:, None] * v).to(dtype), labels)
