@@ -8,13 +8,13 @@ to stdout (`--json`: one object), progress and errors to stderr. Exit codes: 0; 
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from .label_command import label
 from .output import RUN_FAILED, explain, print_facts, print_json, print_table
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
@@ -126,50 +126,6 @@ def train(
         print_json({"run": run.uri, "metrics": metrics})
     else:
         print_facts({**metrics, "run": run.uri}, title=name or spec.name)
-
-
-def label(
-    features: Annotated[str, typer.Argument(metavar="FEATURES", help=".npz, .npy or .parquet")],
-    out: Annotated[str, typer.Option(help="Parquet file to write.")],
-    labels: Annotated[
-        str | None, typer.Option(help="File with the given labels, if FEATURES has none.")
-    ] = None,
-    method: Annotated[
-        str, typer.Option(help="poisson, laplace, local_global or density_paths")
-    ] = "poisson",
-    k: Annotated[int, typer.Option(help="Neighbours of each node, without itself.")] = 20,
-    metric: Annotated[str, typer.Option(help="euclidean or cosine")] = "euclidean",
-    sigma: Annotated[
-        float, typer.Option(help="density_paths: longest step, as a distance.")
-    ] = float("inf"),
-    json: Json = False,
-) -> None:
-    """Label embeddings along their nearest-neighbour graph; nothing is trained."""
-    from . import columns as files
-    from .label import label_features, to_table
-
-    start = time.perf_counter()
-    columns = files.read_columns(features)
-    if columns.features is None:
-        raise ValueError(f"{features}: no features in it; name the array or column 'features'")
-    if labels is not None:
-        columns = files.join_labels(columns, files.read_columns(labels), labels)
-    if columns.labels is None:
-        raise ValueError(f"{features}: no labels in it; give them with --labels FILE")
-    assert columns.features is not None
-    found = label_features(
-        columns.features, columns.labels, method=method, k=k, metric=metric, sigma=sigma
-    )
-    files.write_table(to_table(found, columns.keys), out)
-    result = {
-        "rows": len(found.labels),
-        "given": int(found.given.sum()),
-        "coverage": found.coverage,
-        "mean_confidence": float(found.confidence.mean()),
-        "seconds": time.perf_counter() - start,
-        "out": out,
-    }
-    print_json(result) if json else print_facts(result)
 
 
 def predict(

@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import connected_components
+import torch
+from numpy.typing import NDArray
 
-from ..graph_store import solvers
-from ..graph_store.affinity import Affinity
+from ..graph_store.index import Backend
 from ..graph_store.kernels.knn import Metric
-from ..graph_store.knn_graph import KnnGraph, knn_graph
+from ..graph_store.knn_graph import knn_graph
+from ..graph_store.labeling import METHODS, Propagation, Propagator
+from ..graph_store.labeling_round import Folds, found_while_held_out
+from ..graph_store.recall import Recall
 
-METHODS = ("poisson", "laplace", "local_global", "density_paths")
 METRICS = ("euclidean", "cosine")
+OnStage = Callable[[str], None]
+
+__all__ = [
+    "METHODS",
+    "METRICS",
+    "Labeling",
+    "Solved",
+    "check_options",
+    "encode",
+    "label_features",
+    "make_labeling",
+    "solve_array",
+    "to_table",
+]
 
 
 @dataclass(frozen=True)
@@ -29,9 +45,9 @@ class Labeling:
         given: (n,) bool: the label was given, not found.
     """
 
-    labels: np.ndarray
-    confidence: np.ndarray
-    given: np.ndarray
+    labels: NDArray[np.int64]
+    confidence: NDArray[np.float64]
+    given: NDArray[np.bool_]
 
     @property
     def coverage(self) -> float:
@@ -40,9 +56,26 @@ class Labeling:
         return float((self.labels[asked] >= 0).mean()) if asked.any() else 1.0
 
 
+@dataclass(frozen=True)
+class Solved:
+    """What a graph says, in class numbers 0..C-1; -1 where it says nothing.
+
+    Attributes:
+        found: (n,) labels.
+        confidence: (n,) share of the label.
+        held_out: (n,) what the graph says where a row's own label is held out; -1 elsewhere.
+        recall: Of an approximate graph.
+    """
+
+    found: NDArray[np.int64]
+    confidence: NDArray[np.float64]
+    held_out: NDArray[np.int64]
+    recall: Recall | None = None
+
+
 def label_features(
-    features: np.ndarray,
-    labels: np.ndarray,
+    features: NDArray[Any],
+    labels: NDArray[np.int64],
     *,
     method: str = "poisson",
     k: int = 20,
@@ -52,10 +85,7 @@ def label_features(
     """Label every row from the few labels given, along the kNN graph of the features.
 
     Class numbers need not be contiguous; those found are those given. Confidence is the share of
-    the winning class in the node's class distribution: rows of `laplace` and `local_global`
-    divided by their sum; for `poisson`, whose scores are differences of potentials, a softmax at
-    the scale of a component's root mean square; for `density_paths`, which knows only labels, the
-    share of the k neighbours that end with the same label.
+    the label in the node's class distribution, see `graph_store.labeling`.
 
     Args:
         features: (n, D) finite numbers.
@@ -66,95 +96,121 @@ def label_features(
     Raises:
         ValueError: The arrays do not fit each other, there is no label, or no such method.
     """
-    for name, value, known in (("method", method, METHODS), ("metric", metric, METRICS)):
-        if value not in known:
-            raise ValueError(f"{name} = {value!r}: known are {', '.join(known)}")
+    how = check_options(method, metric, sigma)
     if labels.shape != (len(features),):
         raise ValueError(
             f"{len(features)} rows of features but labels of shape {labels.shape}; "
             "give one label per row, -1 = unlabeled"
         )
+    classes, encoded = encode(labels)
+    rows = np.ascontiguousarray(features, np.float32)
+    solved = solve_array(rows, encoded, len(classes), how, k=k, metric=metric)
+    return make_labeling(solved, labels, classes)
+
+
+def check_options(method: str, metric: str, sigma: float) -> Propagation:
+    """What is asked for, if there is such a thing.
+
+    Raises:
+        ValueError: No such method or metric.
+    """
+    if metric not in METRICS:
+        raise ValueError(f"metric = {metric!r}: known are {', '.join(METRICS)}")
+    return Propagation(method=method, sigma=sigma)
+
+
+def encode(labels: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The classes in ascending order, and the labels as numbers of classes.
+
+    Raises:
+        ValueError: There is no label, or one below -1.
+    """
+    if len(labels) and labels.min() < -1:
+        raise ValueError(f"label {labels.min()} is neither a class from 0 nor -1 = unlabeled")
     given = labels >= 0
     classes = np.unique(labels[given])
     if not len(classes):
         raise ValueError(f"none of the {len(labels)} rows has a label (all are -1); label a few")
-    encoded = np.where(given, np.searchsorted(classes, labels), -1).astype(np.int64)
-    graph = knn_graph(np.ascontiguousarray(features, np.float32), k=k, metric=cast(Metric, metric))
-    if method == "density_paths":
-        found, confidence = _by_paths(graph, encoded, sigma)
-    else:
-        found, confidence = _by_solver(graph, encoded, method, len(classes))
-    found = np.where(given, encoded, found)
-    confidence = np.where(given, 1.0, np.where(found < 0, 0.0, confidence))
-    decoded = np.where(found < 0, -1, classes[found]).astype(np.int64)
-    return Labeling(decoded, confidence, given)
+    return classes, np.where(given, np.searchsorted(classes, labels), -1).astype(np.int64)
 
 
-def to_table(labeling: Labeling, keys: np.ndarray | None) -> pa.Table:
+def solve_array(
+    features: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    num_classes: int,
+    how: Propagation,
+    *,
+    k: int,
+    metric: str,
+    backend: str = "auto",
+    folds: Folds | None = None,
+    on_stage: OnStage = lambda stage: None,
+) -> Solved:
+    """Label rows in this process; neighbours are searched once, whatever the number of folds.
+
+    Args:
+        labels: Class numbers 0..C-1, -1 = unlabeled.
+        folds: Labels to hold out in turn.
+        on_stage: Told what begins.
+
+    Raises:
+        ValueError: What `knn_graph` and `Propagator.solve` refuse.
+    """
+    on_stage(f"finding {k} neighbours of {len(features):,} rows ({_search_name(backend)})")
+    x = torch.from_numpy(features if features.flags.writeable else features.copy())
+    graph = knn_graph(x, k, cast(Metric, metric), cast(Backend, backend), slack=0)
+    view = graph.as_view()
+    on_stage(f"solving {how.method}")
+    propagator, given = Propagator(view, how), torch.from_numpy(labels)
+    solved = propagator.solve(given, num_classes)
+    held_out = torch.full_like(given, -1)
+    if folds is not None:
+        held_out = found_while_held_out(
+            propagator,
+            view.node_ids,
+            given,
+            folds,
+            num_classes,
+            lambda number: on_stage(f"holding out fold {number + 1} of {folds.count}"),
+        )
+    return Solved(solved.labels.numpy(), solved.confidence.numpy(), held_out.numpy(), graph.recall)
+
+
+def make_labeling(
+    solved: Solved, labels: NDArray[np.int64], classes: NDArray[np.int64]
+) -> Labeling:
+    """The result in the user's class numbers; `labels` as they were given."""
+    decoded = np.where(solved.found < 0, -1, classes[solved.found]).astype(np.int64)
+    return Labeling(decoded, np.minimum(solved.confidence, 1.0), labels >= 0)
+
+
+def to_table(
+    labeling: Labeling, keys: NDArray[Any] | None, names: NDArray[Any] | None = None
+) -> pa.Table:
     """The labeling as a table in row order: `key` (or `row`), `label`, `confidence`, `source`.
 
-    `source` is "given", "graph", or "none" where nothing reaches the node.
+    `source` is "given", "graph", or "none" where nothing reaches the node. With `names` of the
+    classes 0, 1, ... labels are names, missing where there is none; else numbers, -1 there.
     """
-    source = np.where(labeling.given, "given", np.where(labeling.labels < 0, "none", "graph"))
+    source = pa.DictionaryArray.from_arrays(
+        pa.array(np.where(labeling.given, 0, np.where(labeling.labels < 0, 2, 1)), pa.int8()),
+        pa.array(["given", "graph", "none"]),
+    )
+    label = pa.array(labeling.labels, pa.int64())
+    if names is not None:
+        numbers = pa.array(labeling.labels, pa.int64(), mask=labeling.labels < 0)
+        label = pa.DictionaryArray.from_arrays(numbers, pa.array(names.tolist(), pa.string()))
+        label = label.cast(pa.string())
     rows = np.arange(len(labeling.labels))
     return pa.table(
         {
             "row" if keys is None else "key": pa.array(rows if keys is None else keys),
-            "label": pa.array(labeling.labels, pa.int64()),
+            "label": label,
             "confidence": pa.array(labeling.confidence, pa.float64()),
-            "source": pa.array(source.tolist(), pa.string()),
+            "source": source.cast(pa.string()),
         }
     )
 
 
-def _by_solver(
-    graph: KnnGraph, labels: np.ndarray, method: str, num_classes: int
-) -> tuple[np.ndarray, np.ndarray]:
-    weights = graph.affinity("self_tuning")
-    matrix = weights.to_scipy()
-    _, component = connected_components(matrix, directed=False)
-    reached = np.isin(component, component[labels >= 0])
-    if method == "poisson":
-        shares = _poisson_by_component(matrix, component, labels, num_classes)
-    elif method == "laplace":
-        shares = solvers.laplace(weights, labels, on_unreached="uniform", num_classes=num_classes)
-    else:
-        shares = solvers.local_global(
-            weights, labels, balance_classes=True, num_classes=num_classes
-        )
-    shares = np.maximum(shares, 0.0)
-    total = np.maximum(shares.sum(axis=1), np.finfo(np.float64).tiny)
-    return np.where(reached, shares.argmax(axis=1), -1), shares.max(axis=1) / total
-
-
-def _poisson_by_component(
-    matrix: csr_array, component: np.ndarray, labels: np.ndarray, num_classes: int
-) -> np.ndarray:
-    """Poisson learning on each component by itself, against the mean of its own labels.
-
-    Over the whole graph a component whose labels are not distributed like all labels has sources
-    that do not sum to zero: there is no solution, and that of least squares puts a component with
-    labels of one class half into other classes. A component's only class is certain.
-    """
-    shares = np.zeros((len(labels), num_classes))
-    order = np.argsort(component, kind="stable")
-    ends = np.cumsum(np.bincount(component))
-    for index in np.unique(component[labels >= 0]):
-        rows = order[ends[index - 1] if index else 0 : ends[index]]
-        given = labels[rows]
-        classes = np.unique(given[given >= 0])
-        if len(classes) == 1:
-            shares[rows, classes[0]] = 1.0
-            continue
-        encoded = np.where(given < 0, -1, np.searchsorted(classes, given))
-        potential = solvers.poisson(Affinity.from_scipy(matrix[rows][:, rows]), encoded)
-        scale = float(np.sqrt(np.mean(potential**2))) or 1.0
-        lifted = np.exp((potential - potential.max(axis=1, keepdims=True)) / scale)
-        shares[np.ix_(rows, classes)] = lifted
-    return shares
-
-
-def _by_paths(graph: KnnGraph, labels: np.ndarray, sigma: float) -> tuple[np.ndarray, np.ndarray]:
-    found = np.asarray(solvers.density_paths(graph, labels, sigma=sigma).labels)
-    final = np.where(labels >= 0, labels, found)
-    return found, (final[np.asarray(graph.ids)] == final[:, None]).mean(axis=1)
+def _search_name(backend: str) -> str:
+    return "approximate, ivf" if backend == "ivf" else "exact"

@@ -32,13 +32,18 @@ class GraphLabeler(ClassifierMixin, BaseEstimator):
     of threads.
 
     Args:
-        method: The solver. "poisson" is right for very few labels; "laplace" for many, and
-            "local_global" between; "density_paths" labels only what lies on a path.
+        method: The solver, one of `labeling.METHODS`. "poisson" is right for very few labels,
+            "laplace" for many and "local_global" between; "poisson_mbo" keeps to class sizes;
+            "density_paths" labels only what lies on a path.
         k: Neighbours of each row without itself; all others where there are no more than k.
         metric: "euclidean" or "cosine".
-        alpha: "local_global": share of the neighbours, in (0, 1).
-        tau: "laplace": how fast labels fade with the way; 0: not at all.
+        alpha: "local_global" and "random_walk": share of the neighbours, in (0, 1); None: 0.99
+            and 0.95.
+        tau: "laplace" and its kin: how fast labels fade with the way; 0: not at all.
+        p: "p_laplace": at least 2, the larger the less labels are spikes.
         sigma: "density_paths": longest step, as a distance.
+        class_priors: Share of the rows in each of the sorted classes, if known: labels are then
+            chosen such that classes have these sizes.
         tol: Relative residual of the solvers.
         backend: What searches neighbours: "auto" is exact, "ivf" approximate; see `knn_graph`.
         unlabeled: The value in `y` that means unknown. "auto" is -1, but where `y` holds just -1
@@ -79,9 +84,11 @@ class GraphLabeler(ClassifierMixin, BaseEstimator):
         k: int = 20,
         metric: str = "euclidean",
         *,
-        alpha: float = 0.99,
+        alpha: float | None = None,
         tau: float = 0.0,
+        p: float = 3.0,
         sigma: float = float("inf"),
+        class_priors: Any = None,
         tol: float = 1e-8,
         backend: str = "auto",
         unlabeled: Any = "auto",
@@ -91,7 +98,9 @@ class GraphLabeler(ClassifierMixin, BaseEstimator):
         self.metric = metric
         self.alpha = alpha
         self.tau = tau
+        self.p = p
         self.sigma = sigma
+        self.class_priors = class_priors
         self.tol = tol
         self.backend = backend
         self.unlabeled = unlabeled
@@ -109,7 +118,13 @@ class GraphLabeler(ClassifierMixin, BaseEstimator):
                 out of range.
         """
         how = Propagation(
-            method=self.method, alpha=self.alpha, tau=self.tau, sigma=self.sigma, tol=self.tol
+            method=self.method,
+            alpha=self.alpha,
+            tau=self.tau,
+            p=self.p,
+            sigma=self.sigma,
+            class_priors=None if self.class_priors is None else tuple(self.class_priors),
+            tol=self.tol,
         )
         if self.metric not in ("euclidean", "cosine"):
             raise ValueError(f"metric = {self.metric!r}: known are euclidean, cosine")

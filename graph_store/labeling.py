@@ -2,13 +2,14 @@
 
 What a solver gives is turned into class distributions that can be compared inside one labeling:
 non-negative scores are divided by their sum; the potentials of Poisson learning, which have no
-scale of their own, go through a softmax at the root mean square of their component; for density
-paths, which know labels only, the share of a node and its neighbours that end with its label.
+scale of their own, go through a softmax at the root mean square of their component; for solvers
+that know labels only, the share of a node and its neighbours that end with its label.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float64, Int64
@@ -18,9 +19,27 @@ from . import solvers
 from .component_poisson import ComponentCounts, component_poisson, count_by_component
 from .components import components
 from .solvers.onehot import onehot
+from .solvers.reweighted import Reweighting
 from .view import Affinity, GraphView
 
-METHODS = ("poisson", "laplace", "local_global", "density_paths")
+METHODS = (
+    "poisson",
+    "poisson_mbo",
+    "laplace",
+    "p_laplace",
+    "wnll",
+    "poisson_reweighted",
+    "properly_weighted",
+    "local_global",
+    "random_walk",
+    "nearest_labeled",
+    "density_paths",
+)
+_REWEIGHTINGS: dict[str, Reweighting] = {
+    "wnll": "wnll",
+    "poisson_reweighted": "poisson",
+    "properly_weighted": "properly",
+}
 
 
 @dataclass(frozen=True)
@@ -29,9 +48,13 @@ class Propagation:
 
     Attributes:
         method: One of METHODS.
-        alpha: `local_global`: share of the neighbours, in (0, 1).
-        tau: `laplace`: how fast labels fade with the way; 0: not at all.
+        alpha: `local_global` and `random_walk`: share of the neighbours, in (0, 1); None: 0.99 and
+            0.95.
+        tau: `laplace` and its kin: how fast labels fade with the way; 0: not at all.
+        p: `p_laplace`: at least 2, the larger the less labels are spikes.
         sigma: `density_paths`: longest step, as a distance.
+        class_priors: Share of the nodes in each class; the labels are then chosen such that
+            classes have these sizes.
         tol: Relative residual of the solvers.
 
     Raises:
@@ -39,9 +62,11 @@ class Propagation:
     """
 
     method: str = "poisson"
-    alpha: float = 0.99
+    alpha: float | None = None
     tau: float = 0.0
+    p: float = 3.0
     sigma: float = float("inf")
+    class_priors: tuple[float, ...] | None = None
     tol: float = 1e-8
 
     def __post_init__(self) -> None:
@@ -75,10 +100,8 @@ class Propagator:
 
     def __init__(self, view: GraphView, propagation: Propagation) -> None:
         self._view, self._how = view, propagation
-        self._component: Int64[Tensor, " n"] | None = None
-        if propagation.method != "density_paths":
-            self._w = view.affinity("self_tuning")
-            self._component = components(view, self._w)
+        self._w = view.affinity("self_tuning")
+        self._component = components(view, self._w)
 
     def solve(self, labels: Int64[Tensor, " n"], num_classes: int) -> NodeLabels:
         """Labels for all nodes from the own rows' labels, -1 = unlabeled.
@@ -87,24 +110,35 @@ class Propagator:
             ValueError: No node of any shard is labeled, labels that do not fit, an option out of
                 range, or a solver that does not converge.
         """
-        if self._component is None:
-            probs = _by_paths(self._view, labels, num_classes, self._how.sigma)
-        else:
-            probs = self._by_weights(labels, num_classes)
-        truth = onehot_rows(labels, num_classes)
-        probs = torch.where((labels >= 0)[:, None], truth, probs)
+        y = onehot(labels, self._w, num_classes)
+        labeled, how = (labels >= 0)[:, None], self._how
+        counts = count_by_component(self._view, self._component, y)
+        probs = torch.where(labeled, y, self._shares(labels, y, counts))
+        if how.class_priors is not None and how.method != "poisson_mbo":
+            sized = with_class_sizes(self._view, probs, labels, how.class_priors)
+            probs = torch.where(labeled, y, sized)
         found = torch.where(probs.amax(1) > 0, probs.argmax(1), -1)
         return NodeLabels(found, probs)
 
-    def _by_weights(self, labels: Int64[Tensor, " n"], num_classes: int) -> Float64[Tensor, "n C"]:
-        assert self._component is not None
-        y = onehot(labels, self._w, num_classes)
-        counts = count_by_component(self._view, self._component, y)
-        if self._how.method == "poisson":
-            potential = component_poisson(self._w, y, counts, tol=self._how.tol)
+    def _shares(
+        self, labels: Int64[Tensor, " n"], y: Float64[Tensor, "n C"], counts: ComponentCounts
+    ) -> Float64[Tensor, "n C"]:
+        """Class distributions; rows of labeled nodes do not matter."""
+        how, num_classes = self._how, y.shape[1]
+        if how.method == "poisson":
+            potential = component_poisson(self._w, y, counts, tol=how.tol)
             return potential_shares(self._view, potential, counts)
-        scores = _scores(self._w, labels, num_classes, self._how).clamp(min=0)
-        scores = torch.where(counts.reached[:, None], scores, 0.0)
+        if how.method == "density_paths":
+            ends: Tensor = solvers.density_paths(self._view, labels, sigma=how.sigma).labels
+            return agreement_shares(self._view, torch.where(labels >= 0, labels, ends), num_classes)
+        scores = _scores(self._w, labels, num_classes, how)
+        if how.method == "nearest_labeled":
+            nearest = torch.where(scores.sum(1) > 0, scores.argmax(1), -1)
+            return agreement_shares(self._view, nearest, num_classes)
+        # No label of a class comes from another component, whatever a solver makes of sizes.
+        is_there = (counts.labels > 0).to(torch.float64)
+        scores = scores.clamp(min=0) * is_there
+        scores = torch.where(scores.sum(1, keepdim=True) > 0, scores, is_there)
         return scores / scores.sum(1, keepdim=True).clamp(min=1e-300)
 
 
@@ -126,40 +160,67 @@ def potential_shares(
     return torch.where(counts.reached[:, None], shares, 0.0)
 
 
-def onehot_rows(labels: Int64[Tensor, " n"], num_classes: int) -> Float64[Tensor, "n C"]:
-    """One-hot rows, zero for unlabeled nodes; all of them may be."""
+def agreement_shares(
+    view: GraphView, labels: Int64[Tensor, " n"], num_classes: int
+) -> Float64[Tensor, "n C"]:
+    """The node's label at the share a and all classes evenly at 1 - a; zero where there is none.
+
+    a counts the node and those of its neighbours that have its label, too.
+    """
+    exists = view.neighbor_ids >= 0
+    theirs = torch.full_like(view.neighbor_ids, -1)
+    theirs[exists] = view.gather(labels, view.neighbor_ids[exists])
+    agree = 1 + ((theirs == labels[:, None]) & exists).sum(1)
+    share = (agree / (1 + exists.sum(1))).to(torch.float64)[:, None]
     classes = torch.arange(num_classes, device=labels.device)
-    return (labels[:, None] == classes).to(torch.float64)
+    probs = share * (labels[:, None] == classes) + (1 - share) / num_classes
+    return torch.where((labels >= 0)[:, None], probs, 0.0)
+
+
+def with_class_sizes(
+    view: GraphView,
+    probs: Float64[Tensor, "n C"],
+    labels: Int64[Tensor, " n"],
+    class_priors: tuple[float, ...],
+) -> Float64[Tensor, "n C"]:
+    """Distributions times one factor per class, with which classes have their share of the nodes
+    that any label reaches; see `class_prior_projection`."""
+    reached = probs.sum(1) > 0
+    logs = probs[reached].clamp(min=1e-300).log()
+    priors = torch.tensor(class_priors, dtype=torch.float64)
+    sized = solvers.class_prior_projection(logs, labels[reached], priors, all_sum=view.all_sum)
+    out = torch.zeros_like(probs)
+    out[reached] = torch.softmax(sized.scores, 1)
+    return out
 
 
 def _scores(
     w: Affinity, labels: Int64[Tensor, " n"], num_classes: int, how: Propagation
 ) -> Float64[Tensor, "n C"]:
-    """Non-negative scores of the solver, up to its error."""
-    if how.method == "laplace":
-        scores: Tensor = solvers.laplace(
-            w, labels, tau=how.tau, tol=how.tol, on_unreached="uniform", num_classes=num_classes
+    """Scores of the solver, the larger the likelier, not negative up to its error."""
+    common: dict[str, Any] = {"num_classes": num_classes}
+    if how.method == "nearest_labeled":
+        scores = solvers.nearest_labeled(w, labels, **common)
+    elif how.method == "poisson_mbo":
+        given = how.class_priors
+        priors = None if given is None else torch.tensor(given, dtype=torch.float64)
+        scores = solvers.poisson_mbo(w, labels, priors, tol=how.tol, **common)
+    elif how.method == "local_global":
+        alpha = 0.99 if how.alpha is None else how.alpha
+        scores = solvers.local_global(
+            w, labels, alpha=alpha, tol=how.tol, balance_classes=True, **common
         )
-        return scores
-    spread: Tensor = solvers.local_global(
-        w, labels, alpha=how.alpha, balance_classes=True, tol=how.tol, num_classes=num_classes
-    )
-    return spread
-
-
-def _by_paths(
-    view: GraphView, labels: Int64[Tensor, " n"], num_classes: int, sigma: float
-) -> Float64[Tensor, "n C"]:
-    """The label on the density path at the share a, all classes at 1 - a.
-
-    a counts the node and its neighbours that end with the node's label.
-    """
-    found: Tensor = solvers.density_paths(view, labels, sigma=sigma).labels
-    final = torch.where(labels >= 0, labels, found)
-    exists = view.neighbor_ids >= 0
-    theirs = torch.full_like(view.neighbor_ids, -1)
-    theirs[exists] = view.gather(final, view.neighbor_ids[exists])
-    agree = 1 + ((theirs == final[:, None]) & exists).sum(1)
-    share = (agree / (1 + exists.sum(1))).to(torch.float64)[:, None]
-    probs = share * onehot_rows(final, num_classes) + (1 - share) / num_classes
-    return torch.where((final >= 0)[:, None], probs, 0.0)
+    elif how.method == "random_walk":
+        alpha = 0.95 if how.alpha is None else how.alpha
+        scores = solvers.random_walk(w, labels, alpha, tol=how.tol, **common)
+    else:
+        common |= {"tau": how.tau, "tol": how.tol, "on_unreached": "uniform"}
+        if how.method == "laplace":
+            scores = solvers.laplace(w, labels, **common)
+        elif how.method == "p_laplace":
+            scores = solvers.p_laplace(w, labels, how.p, **common)
+        else:
+            kind = _REWEIGHTINGS[how.method]
+            scores = solvers.reweighted_laplace(w, labels, kind, **common)
+    found: Tensor = scores
+    return found

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from .labeling import Propagation, Propagator
@@ -15,11 +15,11 @@ from .view import GraphView, NodeState, PseudoLabels
 
 @dataclass(frozen=True)
 class Folds:
-    """Labeled nodes that are held out once each.
+    """Labeled nodes that take part in a cross-validation.
 
     Attributes:
         node_ids: Ascending.
-        fold: In which fold each of them is held out, 0..count-1.
+        fold: In which fold each of them is held out, 0..count-1; -1: in none.
     """
 
     node_ids: Int64[Tensor, " m"]
@@ -28,37 +28,44 @@ class Folds:
 
     def of(self, own_ids: Int64[Tensor, " n"]) -> Int64[Tensor, " n"]:
         """The fold of each of these nodes, -1 where it is never held out."""
-        out = torch.full_like(own_ids, -1)
-        if len(self.node_ids):
-            at = torch.searchsorted(self.node_ids, own_ids).clamp(max=len(self.node_ids) - 1)
-            is_in = self.node_ids[at] == own_ids
-            out[is_in] = self.fold[at[is_in]]
-        return out
+        takes_part, at = self._find(own_ids)
+        return torch.where(takes_part, self.fold[at], -1)
+
+    def visible(
+        self, own_ids: Int64[Tensor, " n"], labels: Int64[Tensor, " n"]
+    ) -> Int64[Tensor, " n"]:
+        """The labels of those nodes that take part; -1 for the others."""
+        return torch.where(self._find(own_ids)[0], labels, -1)
+
+    def _find(self, own_ids: Int64[Tensor, " n"]) -> tuple[Bool[Tensor, " n"], Tensor]:
+        at = torch.searchsorted(self.node_ids, own_ids).clamp(max=len(self.node_ids) - 1)
+        return self.node_ids[at] == own_ids, at
 
 
 def found_while_held_out(
     propagator: Propagator,
+    own_ids: Int64[Tensor, " n"],
     labels: Int64[Tensor, " n"],
-    fold: Int64[Tensor, " n"],
-    num_folds: int,
+    folds: Folds,
     num_classes: int,
     on_fold: Callable[[int], None] = lambda number: None,
 ) -> Int64[Tensor, " n"]:
     """What the graph says of each held-out node when the labels of its fold are taken away.
 
     Args:
-        fold: Of the own nodes, -1 = not held out.
-        on_fold: Called with the number of folds that are done.
+        own_ids, labels: Of the own nodes.
+        on_fold: Called with the number of each fold before it is solved.
 
     Returns:
         Class numbers; -1 for nodes that are not held out or that no label reaches.
     """
     found = torch.full_like(labels, -1)
-    for number in range(num_folds):
+    fold, visible = folds.of(own_ids), folds.visible(own_ids, labels)
+    for number in range(folds.count):
+        on_fold(number)
         held_out = fold == number
-        solved = propagator.solve(torch.where(held_out, -1, labels), num_classes)
+        solved = propagator.solve(torch.where(held_out, -1, visible), num_classes)
         found[held_out] = solved.labels[held_out]
-        on_fold(number + 1)
     return found
 
 
@@ -79,9 +86,8 @@ class LabelingRound:
         solved = propagator.solve(state.labels, self.num_classes)
         held_out = torch.full_like(state.labels, -1)
         if self.folds is not None:
-            fold = self.folds.of(view.node_ids)
             held_out = found_while_held_out(
-                propagator, state.labels, fold, self.folds.count, self.num_classes
+                propagator, view.node_ids, state.labels, self.folds, self.num_classes
             )
         columns = {
             "found": solved.labels,
