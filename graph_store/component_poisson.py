@@ -14,9 +14,10 @@ import torch
 from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
-from .solvers.conjugate_gradient import conjugate_gradient
+from .solvers.components import components, sum_by_component
+from .solvers.graph_system import GraphSystem, graph_system
 from .solvers.local_global import inverse_sqrt
-from .view import Affinity, GraphView
+from .view import Affinity
 
 
 @dataclass(frozen=True)
@@ -36,55 +37,69 @@ class ComponentCounts:
         """Nodes whose component has any label."""
         return self.labels.sum(1) > 0
 
-    def total(self, view: GraphView, x: Float64[Tensor, "n ..."]) -> Float64[Tensor, "n ..."]:
-        """Sum of `x` over the component of each own node. Collective."""
-        return _sum_over_component(view, self.component, x)
 
+class ComponentPoisson:
+    """The components of a graph and its Poisson equation, prepared once for any labels.
 
-def count_by_component(
-    view: GraphView, component: Int64[Tensor, " n"], y: Float64[Tensor, "n C"]
-) -> ComponentCounts:
-    """Count one-hot labels (zero rows: unlabeled) in each component. Collective."""
-    return ComponentCounts(component, _sum_over_component(view, component, y))
-
-
-def component_poisson(
-    w: Affinity,
-    y: Float64[Tensor, "n C"],
-    counts: ComponentCounts,
-    *,
-    tol: float = 1e-12,
-    max_iter: int = 10_000,
-) -> Float64[Tensor, "n C"]:
-    """Solve L u = sum_j (y_j - ybar_K) delta_j, ybar_K the mean label of j's component K.
-
-    Calder, Cook, Thorpe and Slepcev, "Poisson Learning", ICML 2020, eq. 2.3, component by
-    component. In v = D^1/2 u the matrix is I - S; the degree-weighted mean over each component
-    is zero.
-
-    Args:
-        y: One-hot labels of the own rows, zero for unlabeled nodes.
-
-    Raises:
-        ValueError: No convergence within `max_iter` products.
+    The equation is solved in v = D^1/2 u, where its matrix is I - S. Everything is collective.
     """
-    labeled = (y.sum(1) > 0)[:, None]
-    mean = counts.labels / counts.labels.sum(1, keepdim=True).clamp(min=1)
-    scale = inverse_sqrt(w.degrees)[:, None]
 
-    def system(v: Tensor) -> Tensor:
-        return torch.where(scale > 0, v - scale * w.matmul(scale * v), 0.0)
+    def __init__(self, w: Affinity) -> None:
+        self._w = w
+        self._component = components(w)
+        self._system: GraphSystem | None = None
 
-    rhs = scale * torch.where(labeled, y - mean, 0.0)
-    result = conjugate_gradient(system, rhs, all_sum=w.all_sum, tol=tol, max_iter=max_iter)
-    return scale * result.require_converged().solution
+    def count(self, y: Float64[Tensor, "n C"]) -> ComponentCounts:
+        """Count one-hot labels (zero rows: unlabeled) in each component."""
+        return ComponentCounts(self._component, sum_by_component(self._w, self._component, y))
 
+    def solve(
+        self,
+        y: Float64[Tensor, "n C"],
+        counts: ComponentCounts,
+        *,
+        tol: float = 1e-12,
+        max_iter: int = 10_000,
+    ) -> Float64[Tensor, "n C"]:
+        """L u = sum_j (y_j - ybar_K) delta_j, ybar_K the mean label of j's component K.
 
-def _sum_over_component(
-    view: GraphView, component: Int64[Tensor, " n"], x: Float64[Tensor, "n ..."]
-) -> Float64[Tensor, "n ..."]:
-    # Summed here first: one row of each component goes to where its node lives.
-    here, slot = torch.unique(component, return_inverse=True)
-    parts = x.new_zeros(len(here), *x.shape[1:]).index_add_(0, slot, x)
-    sums = view.scatter(parts, here, torch.zeros_like(x), "sum")
-    return view.gather(sums, component)
+        Calder, Cook, Thorpe and Slepcev, "Poisson Learning", ICML 2020, eq. 2.3, component by
+        component; the degree-weighted mean over each component is zero.
+
+        Args:
+            y: One-hot labels of the own rows, zero for unlabeled nodes.
+
+        Raises:
+            ValueError: No convergence within `max_iter` products.
+        """
+        w, scale = self._w, inverse_sqrt(self._w.degrees)
+        if self._system is None:
+            self._system = graph_system(w, diagonal=torch.ones_like(scale), scale=scale)
+        labeled = (y.sum(1) > 0)[:, None]
+        mean = counts.labels / counts.labels.sum(1, keepdim=True).clamp(min=1)
+        rhs = scale[:, None] * torch.where(labeled, y - mean, 0.0)
+        result = self._system.solve(rhs, tol=tol, max_iter=max_iter)
+        u = scale[:, None] * result.require_converged().solution
+        # The preconditioner brings in constants.
+        degrees = w.degrees.to(torch.float64)[:, None]
+        mass = sum_by_component(w, self._component, degrees).clamp(min=1e-300)
+        u = u - sum_by_component(w, self._component, degrees * u) / mass
+        return torch.where(scale[:, None] > 0, u, 0.0)
+
+    def shares(
+        self, potential: Float64[Tensor, "n C"], counts: ComponentCounts
+    ) -> Float64[Tensor, "n C"]:
+        """Softmax of the potentials among the classes of the component, zero for all others.
+
+        The scale is the root mean square of the component's potentials: they grow with the number
+        of nodes and with the strength of weights, which say nothing about certainty.
+        """
+        is_there = counts.labels > 0
+        squares = torch.where(is_there, potential.square(), 0.0).sum(1, keepdim=True)
+        sizes = is_there.sum(1, keepdim=True).to(torch.float64)
+        both = sum_by_component(self._w, self._component, torch.cat([squares, sizes], 1))
+        scale = (both[:, :1] / both[:, 1:].clamp(min=1)).sqrt()
+        scale = torch.where(scale > 0, scale, 1.0)
+        logits = torch.where(is_there, potential / scale, -torch.inf)
+        reached = counts.reached[:, None]
+        return torch.where(reached, torch.softmax(torch.where(reached, logits, 0.0), 1), 0.0)

@@ -16,8 +16,7 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from . import solvers
-from .component_poisson import ComponentCounts, component_poisson, count_by_component
-from .components import components
+from .component_poisson import ComponentCounts, ComponentPoisson
 from .solvers.onehot import onehot
 from .solvers.reweighted import Reweighting
 from .view import Affinity, GraphView
@@ -101,7 +100,7 @@ class Propagator:
     def __init__(self, view: GraphView, propagation: Propagation) -> None:
         self._view, self._how = view, propagation
         self._w = view.affinity("self_tuning")
-        self._component = components(view, self._w)
+        self._components = ComponentPoisson(self._w)
 
     def solve(self, labels: Int64[Tensor, " n"], num_classes: int) -> NodeLabels:
         """Labels for all nodes from the own rows' labels, -1 = unlabeled.
@@ -112,7 +111,7 @@ class Propagator:
         """
         y = onehot(labels, self._w, num_classes)
         labeled, how = (labels >= 0)[:, None], self._how
-        counts = count_by_component(self._view, self._component, y)
+        counts = self._components.count(y)
         probs = torch.where(labeled, y, self._shares(labels, y, counts))
         if how.class_priors is not None and how.method != "poisson_mbo":
             sized = with_class_sizes(self._view, probs, labels, how.class_priors)
@@ -126,8 +125,8 @@ class Propagator:
         """Class distributions; rows of labeled nodes do not matter."""
         how, num_classes = self._how, y.shape[1]
         if how.method == "poisson":
-            potential = component_poisson(self._w, y, counts, tol=how.tol)
-            return potential_shares(self._view, potential, counts)
+            potential = self._components.solve(y, counts, tol=how.tol)
+            return self._components.shares(potential, counts)
         if how.method == "density_paths":
             ends: Tensor = solvers.density_paths(self._view, labels, sigma=how.sigma).labels
             return agreement_shares(self._view, torch.where(labels >= 0, labels, ends), num_classes)
@@ -140,24 +139,6 @@ class Propagator:
         scores = scores.clamp(min=0) * is_there
         scores = torch.where(scores.sum(1, keepdim=True) > 0, scores, is_there)
         return scores / scores.sum(1, keepdim=True).clamp(min=1e-300)
-
-
-def potential_shares(
-    view: GraphView, potential: Float64[Tensor, "n C"], counts: ComponentCounts
-) -> Float64[Tensor, "n C"]:
-    """Softmax of Poisson potentials among the classes of the component, zero for all others.
-
-    The scale is the root mean square of the component's potentials: they grow with the number of
-    nodes and with the strength of weights, which say nothing about certainty.
-    """
-    is_there = counts.labels > 0
-    squares = counts.total(view, torch.where(is_there, potential.square(), 0.0).sum(1))
-    size = counts.total(view, is_there.sum(1).to(torch.float64))
-    scale = (squares / size.clamp(min=1)).sqrt()
-    scale = torch.where(scale > 0, scale, 1.0)
-    logits = torch.where(is_there, potential / scale[:, None], -torch.inf)
-    shares = torch.softmax(torch.where(counts.reached[:, None], logits, 0.0), 1)
-    return torch.where(counts.reached[:, None], shares, 0.0)
 
 
 def agreement_shares(
