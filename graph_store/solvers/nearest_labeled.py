@@ -51,9 +51,9 @@ def nearest_labeled(w: Affinity, labels: Array, *, num_classes: int | None = Non
 
     def relax(ids: Tensor) -> Tensor:
         offered = torch.where(tight, w.extend(ids)[w.csr.cols], float(num_classes))
-        return torch.where(labeled, ids, torch.minimum(ids, row_minimum(w, offered)))
+        return torch.where(labeled, ids, torch.minimum(ids, _row_minimum(w, offered)))
 
-    ids = until_settled(w, ids, relax)
+    ids = _until_settled(w, ids, relax)
     # The column beyond the classes takes the nodes without one.
     rows = torch.nn.functional.one_hot(ids.to(torch.int64), num_classes + 1)
     return like(rows[:, :num_classes].to(torch.float64), labels)
@@ -74,16 +74,16 @@ def labeled_distances(
 
     def relax(distances: Tensor) -> Tensor:
         through = w.extend(distances)[w.csr.cols] + lengths
-        return torch.minimum(distances, row_minimum(w, through))
+        return torch.minimum(distances, _row_minimum(w, through))
 
-    return until_settled(w, start, relax), lengths
+    return _until_settled(w, start, relax), lengths
 
 
-def row_minimum(w: Affinity, values: Float64[Tensor, " nnz"]) -> Float64[Tensor, " n"]:
+def _row_minimum(w: Affinity, values: Float64[Tensor, " nnz"]) -> Float64[Tensor, " n"]:
     return torch.segment_reduce(values, "min", offsets=w.csr.offsets, initial=torch.inf)
 
 
-def until_settled(
+def _until_settled(
     w: Affinity, column: Float64[Tensor, " n"], relax: Callable[[Tensor], Tensor]
 ) -> Float64[Tensor, " n"]:
     """Repeat until no shard's rows change; values only fall, so this ends."""

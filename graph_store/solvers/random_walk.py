@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..view import Affinity
 from .arrays import Array, as_labels, like
-from .conjugate_gradient import conjugate_gradient
+from .graph_system import graph_system
 from .onehot import onehot
 
 
@@ -54,16 +53,6 @@ def random_walk(
     degrees = w.degrees.to(torch.float64)
     # A node without edges has a row of zeros in P; any factor but zero gives its equation.
     degrees = torch.where(degrees > 0, degrees, 1.0)
-
-    def system(u: Tensor) -> Tensor:
-        return degrees[:, None] * u - alpha * w.matmul(u)
-
-    result = conjugate_gradient(
-        system,
-        degrees[:, None] * y,
-        all_sum=w.all_sum,
-        inverse_diagonal=1 / degrees,
-        tol=tol,
-        max_iter=max_iter,
-    )
+    system = graph_system(w, diagonal=degrees, scale=torch.full_like(degrees, alpha**0.5))
+    result = system.solve(degrees[:, None] * y, tol=tol, max_iter=max_iter)
     return like(result.require_converged().solution, labels)

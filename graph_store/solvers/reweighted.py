@@ -5,15 +5,16 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float, Float64, Shaped
+from jaxtyping import Bool, Float, Float64, Int64, Shaped
 from torch import Tensor
 
 from ..kernels.csr import Csr, row_sums, spmm
-from ..view import Affinity
+from ..view import Affinity, Reduce
 from .arrays import Array, as_labels
-from .conjugate_gradient import conjugate_gradient
+from .components import components, sum_by_component
+from .graph_system import graph_system
 from .laplace import laplace
-from .nearest_labeled import labeled_distances, row_minimum, until_settled
+from .nearest_labeled import labeled_distances
 from .onehot import onehot
 
 Reweighting = Literal["wnll", "poisson", "properly"]
@@ -68,7 +69,7 @@ def reweighted_laplace(
             refuses.
 
     Cost:
-        The edges' weights once more; "poisson" two solves with one column, "properly" a search for
+        The edges' weights once more; "poisson" a solve with one column, "properly" a search for
         shortest paths.
     """
     if reweighting not in ("wnll", "poisson", "properly"):
@@ -93,8 +94,28 @@ def reweighted_laplace(
         nodes = torch.where(labeled, factor, 1.0).to(torch.float64)
         scaled = Reweighted(w, nodes, "mean")
     return laplace(
-        scaled, labels, tau, tol, on_unreached, num_classes=num_classes, max_iter=max_iter
+        scaled,
+        labels,
+        tau,
+        tol * _evenness(scaled, labeled),
+        on_unreached,
+        num_classes=num_classes,
+        max_iter=max_iter,
     )
+
+
+def _evenness(w: Affinity, labeled: Bool[Tensor, " n"]) -> float:
+    """Harmonic mean of the unlabeled nodes' degrees over the largest one, in (0, 1].
+
+    Residuals are measured against what the labeled nodes send to their neighbours. Where all other
+    weights are that much smaller, so must the residual be for the same error.
+    """
+    degrees = w.degrees.to(torch.float64)[~labeled]
+    degrees = degrees[degrees > 0]
+    largest = w.all_max(torch.cat([degrees, degrees.new_zeros(1)]).amax(0, keepdim=True))
+    sums = torch.stack([(largest / degrees).sum(), torch.ones_like(degrees).sum()])
+    inverse, count = w.all_sum(sums).tolist()
+    return count / inverse if count else 1.0
 
 
 class Reweighted:
@@ -125,6 +146,18 @@ class Reweighted:
     def matmul(self, f: Float[Tensor, "n C"]) -> Float[Tensor, "n C"]:
         return spmm(self.csr, self.extend(f))
 
+    @property
+    def node_ids(self) -> Int64[Tensor, " n"]:
+        return self._w.node_ids
+
+    def gather(self, x: Shaped[Tensor, "n ..."], ids: Int64[Tensor, " m"]) -> Tensor:
+        return self._w.gather(x, ids)
+
+    def scatter(
+        self, x: Shaped[Tensor, "m ..."], ids: Int64[Tensor, " m"], out: Tensor, reduce: Reduce
+    ) -> Tensor:
+        return self._w.scatter(x, ids, out, reduce)
+
     def all_sum(self, x: Tensor) -> Tensor:
         return self._w.all_sum(x)
 
@@ -135,29 +168,20 @@ class Reweighted:
 def poisson_factors(
     w: Affinity, labeled: Bool[Tensor, " n"], *, tol: float, max_iter: int
 ) -> Float64[Tensor, " n"]:
-    """Solution of the Poisson equation with a source at every labeled node, made positive.
-
-    The sources are first projected on the range of L (their mean in each component is taken off)
-    by solving L y = L b from zero. Without preconditioner, under which the solution would leave
-    the range.
-    """
-    degrees = w.degrees.to(torch.float64)[:, None]
-
-    def system(u: Tensor) -> Tensor:
-        return degrees * u - w.matmul(u)
-
-    def solve(b: Tensor) -> Tensor:
-        result = conjugate_gradient(system, b, all_sum=w.all_sum, tol=tol, max_iter=max_iter)
-        return result.require_converged().solution
-
-    b = labeled.to(torch.float64)[:, None]
-    b = b - w.all_sum(b.sum()) / w.num_nodes
-    u = solve(solve(system(b)))[:, 0]
-    # The smallest value of each component, passed along the edges until nobody knows a smaller.
-    lowest = until_settled(
-        w, u, lambda low: torch.minimum(low, row_minimum(w, w.extend(low)[w.csr.cols]))
+    """Solution of the Poisson equation with a source at every labeled node, made positive."""
+    component, degrees = components(w), w.degrees.to(torch.float64)
+    sources = labeled.to(torch.float64)[:, None]
+    ones = torch.ones_like(sources)
+    sources = sources - (
+        sum_by_component(w, component, sources) / sum_by_component(w, component, ones)
     )
-    u = u - lowest
+    # The row of a node without edges is empty, and its source zero.
+    diagonal = torch.where(degrees > 0, degrees, 1.0)
+    system = graph_system(w, diagonal=diagonal, scale=ones[:, 0])
+    result = system.solve(sources, tol=tol, max_iter=max_iter)
+    u = result.require_converged().solution[:, 0]
+    # Each component is determined up to a constant: its smallest value becomes zero.
+    u = u + w.gather(w.scatter(-u, component, -u, "amax"), component)
     largest = w.all_max(torch.cat([u, u.new_zeros(1)]).amax(0, keepdim=True))
-    # Where all nodes are labeled, or no component has two nodes, there is nothing to weigh.
+    # Where all or none of the nodes of every component are labeled there is nothing to weigh.
     return torch.where(largest > 0, u + FLOOR * largest, 1.0)
