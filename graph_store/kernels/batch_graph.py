@@ -182,24 +182,36 @@ def segment_sums(
 
 
 @compiled
-def _lists(ids: I64, row: int, node: int) -> bool:
-    for slot in range(ids.shape[1]):  # noqa: SIM110 - what numba compiles
-        if ids[row, slot] == node:
-            return True
-    return False
+def _count_entries(ids: I64, offsets: I64) -> None:
+    """Number of edges of each row, summed up."""
+    num_rows, num_slots = ids.shape
+    ends, listers = _transpose(ids)
+    marks = np.full(num_rows, -1)
+    for i in range(num_rows):
+        offsets[i + 1] = offsets[i] + num_slots
+        for slot in range(num_slots):
+            marks[ids[i, slot]] = i
+        for entry in range(ends[i], ends[i + 1]):
+            offsets[i + 1] += marks[listers[entry]] != i
 
 
 @compiled
-def _count_entries(ids: I64, offsets: I64) -> None:
-    """Number of edges of each row, summed up."""
-    for i in range(ids.shape[0]):
-        for j in ids[i]:
-            # What both list is counted from the lower row.
-            if i < j or not _lists(ids, j, i):
-                offsets[i + 1] += 1
-                offsets[j + 1] += 1
-    for i in range(ids.shape[0]):
-        offsets[i + 1] += offsets[i]
+def _transpose(ids: I64) -> tuple[I64, I64]:
+    """For every row the rows that list it: offsets and, ascending, their numbers."""
+    num_rows, num_slots = ids.shape
+    ends = np.zeros(num_rows + 2, np.int64)
+    for i in range(num_rows):
+        for slot in range(num_slots):
+            ends[ids[i, slot] + 2] += 1
+    for i in range(num_rows):
+        ends[i + 2] += ends[i + 1]
+    listers = np.empty(num_rows * num_slots, np.int64)
+    for i in range(num_rows):
+        for slot in range(num_slots):
+            j = ids[i, slot] + 1
+            listers[ends[j]] = i
+            ends[j] += 1
+    return ends[: num_rows + 1], listers
 
 
 @compiled
@@ -207,14 +219,19 @@ def _fill(
     ids: I64, offsets: I64, cols: I64, edges: I64, first: I64, second: I64, listed: I64
 ) -> None:
     """All columns of a `BatchGraph`, given its offsets."""
-    num_rows = ids.shape[0]
+    num_rows, num_slots = ids.shape
+    ends, listers = _transpose(ids)
     unsorted, place = np.empty_like(cols), offsets[:num_rows].copy()
+    marks = np.full(num_rows, -1)
     for i in range(num_rows):
-        for j in ids[i]:
-            if i < j or not _lists(ids, j, i):
-                unsorted[place[i]], unsorted[place[j]] = j, i
+        for slot in range(num_slots):
+            unsorted[place[i] + slot] = ids[i, slot]
+            marks[ids[i, slot]] = i
+        place[i] += num_slots
+        for entry in range(ends[i], ends[i + 1]):
+            if marks[listers[entry]] != i:
+                unsorted[place[i]] = listers[entry]
                 place[i] += 1
-                place[j] += 1
     # Entered in the order of the neighbours, every row is sorted.
     place[:] = offsets[:num_rows]
     for j in range(num_rows):
@@ -237,9 +254,10 @@ def _fill(
             edges[entry], first[num_edges], second[num_edges] = num_edges, i, j
             num_edges += 1
     for i in range(num_rows):
-        start, stop = offsets[i], offsets[i + 1]
-        for slot in range(ids.shape[1]):
-            listed[i, slot] = edges[start + np.searchsorted(cols[start:stop], ids[i, slot])]
+        for entry in range(offsets[i], offsets[i + 1]):
+            marks[cols[entry]] = edges[entry]
+        for slot in range(num_slots):
+            listed[i, slot] = marks[ids[i, slot]]
 
 
 @compiled
