@@ -4,7 +4,7 @@ Edges are numbered by (lower row, higher row), and every sum over the edges of a
 order of the neighbours' numbers, so results depend neither on threads nor on chance. Compiled loops
 serve the CPU, plain torch operations everything else.
 
-Shape letters: n rows of the batch, k neighbours, e edges, C columns.
+Shape letters: n rows of the batch, k neighbours, e edges, m = 2e entries, C columns.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class BatchGraph:
     first: Int64[Tensor, " e"]
     second: Int64[Tensor, " e"]
     offsets: Int64[Tensor, " n1"]
-    cols: Int64[Tensor, " 2e"]
-    edges: Int64[Tensor, " 2e"]
+    cols: Int64[Tensor, " m"]
+    edges: Int64[Tensor, " m"]
     listed: Int64[Tensor, "n k"]
 
     @property
@@ -52,7 +52,7 @@ class BatchGraph:
         return self.listed.shape[0]
 
     @property
-    def rows(self) -> Int64[Tensor, " 2e"]:
+    def rows(self) -> Int64[Tensor, " m"]:
         """Row of each entry."""
         own = torch.arange(self.num_rows, device=self.cols.device)
         return own.repeat_interleave(self.offsets.diff(), output_size=self.cols.shape[0])
