@@ -24,7 +24,7 @@ _MIN_WORK = 400_000
 def even_segments(num_rows: int, device: torch.device) -> Int64[Tensor, " s1"]:
     """Offsets of segments of `SEGMENT_ROWS` rows."""
     starts = torch.arange(0, num_rows, SEGMENT_ROWS, device=device)
-    return torch.cat([starts, starts.new_tensor([num_rows])])
+    return torch.cat([starts, torch.full((1,), num_rows, device=device)])
 
 
 @dataclass(frozen=True)

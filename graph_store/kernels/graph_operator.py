@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,9 +10,9 @@ from jaxtyping import Float, Float64, Int, Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
+from . import spmm
 from .compiled import compiled, for_each_range, split_rows
 from .csr import Csr
-from .precision import exact_products
 
 
 @dataclass(frozen=True)
@@ -35,23 +34,14 @@ class GraphOperator:
     ) -> Float[Tensor, "n c"]:
         """diag(d) `own` - V `buffer`."""
         if own.device.type != "cpu":
-            return self._on_device(own, buffer)
+            product = spmm.multiply_on_device(self.offsets, self.cols, self.vals, buffer)
+            return self.diagonal[:, None] * own - product
         out = torch.empty_like(own)
         arrays = self.offsets.numpy(), self.cols.numpy(), self.vals.numpy(), self.diagonal.numpy()
         rest = own.numpy(), buffer.numpy(), out.numpy()
         ranges = split_rows(own.shape[0], self.cols.shape[0] * own.shape[1], min_work=2_000_000)
         for_each_range(lambda start, stop: _apply(*arrays, *rest, start, stop), ranges)
         return out
-
-    def _on_device(
-        self, own: Float[Tensor, "n c"], buffer: Float[Tensor, "num_cols c"]
-    ) -> Float[Tensor, "n c"]:
-        shape = (own.shape[0], buffer.shape[0])
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
-            sparse = torch.sparse_csr_tensor(self.offsets, self.cols, self.vals, shape)
-        with exact_products(own.device):
-            return self.diagonal[:, None] * own - sparse @ buffer
 
 
 def scaled_operator(

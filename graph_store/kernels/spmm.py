@@ -6,7 +6,7 @@ import warnings
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int, Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -28,11 +28,7 @@ def multiply_rows(
     vals, f = vals.to(dtype), f.to(dtype).contiguous()
     num_rows = offsets.shape[0] - 1
     if f.device.type != "cpu":
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
-            sparse = torch.sparse_csr_tensor(offsets, cols, vals, (num_rows, f.shape[0]))
-        with exact_products(f.device):
-            return sparse @ f
+        return multiply_on_device(offsets, cols, vals, f)
     out = torch.empty(num_rows, f.shape[1], dtype=dtype)
     row, col, val = offsets.numpy(), cols.numpy(), vals.numpy()
     dense, product = f.detach().numpy(), out.numpy()
@@ -42,6 +38,21 @@ def multiply_rows(
 
     for_each_range(run, split_rows(num_rows, cols.shape[0] * f.shape[1]))
     return out
+
+
+def multiply_on_device(
+    offsets: Int64[Tensor, " n1"],
+    cols: Int[Tensor, " nnz"],
+    vals: Float[Tensor, " nnz"],
+    f: Float[Tensor, "num_cols C"],
+) -> Float[Tensor, "n C"]:
+    """The product by torch's sparse library, in the tensors' dtype."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
+        shape = (offsets.shape[0] - 1, f.shape[0])
+        sparse = torch.sparse_csr_tensor(offsets.to(cols.dtype), cols, vals, shape)
+    with exact_products(f.device):
+        return sparse @ f
 
 
 @compiled

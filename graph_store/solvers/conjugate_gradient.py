@@ -55,9 +55,11 @@ class CgResult:
     def require_converged(self) -> CgResult:
         """This result, or a ValueError if a column is not solved to its tolerance."""
         if not bool(self.converged.all()):
+            single = self.solution.dtype == torch.float32
             raise ValueError(
                 f"no convergence in {self.iterations} iterations, largest relative residual "
                 f"{float(self.residuals.max()):.2g}; raise max_iter or tol"
+                + (", or solve with dtype=torch.float64" if single else "")
             )
         return self
 

@@ -23,8 +23,8 @@ from .conjugate_gradient import CgResult, Coarse, conjugate_gradient
 OnSolve = Callable[[CgResult], None]
 """Called with the outcome of each linear solve: iterations, residuals and their history."""
 
-# Share of its diagonal that is added to the coarse matrix, which is singular where A is.
-_SHIFT = {torch.float64: 1e-8, torch.float32: 3e-4}
+# Eigenvalues of the coarse matrix, relative to its Jacobi part, that are rounding noise of 0.
+_NOISE = {torch.float64: 1e-12, torch.float32: 1e-6}
 
 
 @dataclass(frozen=True)
@@ -136,11 +136,23 @@ def _coarse(
     squares = (operator.diagonal.to(torch.float64) * basis.square())[known]
     energy = w.all_sum(squares.new_zeros(count).index_add(0, group[known], squares))
     sums = w.all_sum(group_sums(operator, group, basis, *columns, count))
-    # A group that is no free node's, or a component by itself, has no part in the coarse space.
-    none = sums.diagonal() <= _SHIFT[dtype] * energy
-    sums = torch.where(none[:, None] | none, 0.0, sums)
-    sums = sums + torch.diag(torch.where(none, 1.0, _SHIFT[dtype] * energy))
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(sums))
+    inverse = _pseudo_inverse(sums, energy, _NOISE[dtype])
     ends = torch.bincount(group[group >= 0], minlength=count).cumsum(0)
     rest = even_segments(group.shape[0] - int(ends[-1]), group.device) + ends[-1]
     return Coarse(torch.cat([ends.new_zeros(1), ends, rest[1:]]), basis, inverse)
+
+
+def _pseudo_inverse(
+    sums: Float64[Tensor, "g g"], energy: Float64[Tensor, " g"], noise: float
+) -> Float64[Tensor, "g g"]:
+    """Inverse on the eigenvectors of E^-1/2 `sums` E^-1/2, E = diag(energy), above the noise.
+
+    A singular A makes the coarse matrix singular; were the noise inverted, it would swamp what
+    conjugate gradients search for. Groups without a free node have energy 0 and count for nothing.
+    """
+    scale = torch.where(energy > 0, energy.clamp(min=1e-300).rsqrt(), 0.0)
+    scaled = scale[:, None] * sums * scale
+    values, vectors = torch.linalg.eigh((scaled + scaled.T) / 2)
+    inverse = torch.where(values > noise, 1 / values.clamp(min=noise), 0.0)
+    lifted = scale[:, None] * vectors
+    return (lifted * inverse) @ lifted.T
