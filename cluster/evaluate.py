@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -82,14 +82,14 @@ def evaluate_run(
     """
     from ..trainers.config import method_name
     from ..trainers.predict import Predictor
-    from ..trainers.robustness import AttackName, AttackSpec, measure
+    from ..trainers.robustness import AttackSpec, measure
     from ..trainers.run_dir import RunDir
 
     folder = RunDir(run)
     predictor = Predictor(folder)
     spec = None
     if attack is not None:
-        spec = AttackSpec(cast(AttackName, attack), eps=eps, **options)
+        spec = AttackSpec(attack, eps=eps, **options)
     start = time.perf_counter()
     size = batch_size or predictor.spec.train.extract_batch_size
     batches = _labeled_batches(

@@ -93,8 +93,8 @@ def ifgsm(
         ValueError: eps < 0, step_size <= 0, steps < 1, or inputs outside the bounds.
     """
     _check(inputs, eps, low, high)
+    _check_steps(1 if steps is None else steps, step_size)
     steps = max(1, math.ceil(5 * eps / step_size)) if steps is None else steps
-    _check_steps(steps, step_size)
     return _climb(loss_of, inputs, inputs, eps, step_size, steps, (low, high))
 
 

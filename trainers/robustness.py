@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch
 from jaxtyping import Int64
@@ -14,7 +13,7 @@ from torch import Tensor
 from .attacks import Attacked, carlini_wagner, cross_entropy_of, fgsm, ifgsm
 from .predict import Predictor
 
-AttackName = Literal["fgsm", "ifgsm", "cw"]
+ATTACKS = ("fgsm", "ifgsm", "cw")
 
 
 @dataclass(frozen=True)
@@ -22,12 +21,13 @@ class AttackSpec:
     """An attack and its options, in the units of normalised inputs (images lie in -1..1).
 
     Attributes:
+        name: One of ATTACKS.
         eps: Largest change of a value, for "fgsm" and "ifgsm".
         step_size, steps: Of "ifgsm"; `steps` None: 5 eps / step_size.
         weights, searches, cw_steps, lr: Of "cw"; see `attacks.carlini_wagner`.
     """
 
-    name: AttackName
+    name: str
     eps: float = 0.1
     step_size: float = 0.05
     steps: int | None = None
@@ -42,8 +42,8 @@ class AttackSpec:
         Raises:
             ValueError: There is no such attack.
         """
-        if self.name not in get_args(AttackName):
-            raise ValueError(f"attack = {self.name!r}: known are {', '.join(get_args(AttackName))}")
+        if self.name not in ATTACKS:
+            raise ValueError(f"attack = {self.name!r}: known are {', '.join(ATTACKS)}")
 
 
 @dataclass(frozen=True)

@@ -25,13 +25,14 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from ...graph_store import solvers
+from ...graph_store.labeling import Propagation, Propagator
 from ...graph_store.solvers.acquisition import UncertaintyKind, local_max, uncertainty
-from ...graph_store.view import GraphView, NodeState, PseudoLabels
+from ...graph_store.view import Affinity, GraphView, NodeState, PseudoLabels
 from ..attacks import pgd
 from ..labeling import onehot, targets_and_weight
 from ..layers.classifier import LinearClassifier
@@ -107,10 +108,9 @@ class GLL(Method):
     pseudo: Literal["none", "store", "layer"] = Field(
         "store", description="where unlabeled nodes' targets come from; none = labeled nodes alone"
     )
-    solver: Literal["laplace", "poisson"] = Field(
-        "poisson", description="labels the store's graph, where pseudo-labels come from it"
+    solver: str = Field(
+        "poisson", description="labels the store's graph: one of graph_store.labeling.METHODS"
     )
-    gamma: float = Field(3.0, gt=0, description="exponent on the store's similarities")
     threshold: float = Field(
         0.0, ge=0, le=1, description="certainty below which a pseudo-label is not used"
     )
@@ -128,6 +128,7 @@ class GLL(Method):
                 "method.local_max = true needs an uncertainty; set method.base_choice = 'entropy', "
                 "'l2' or 'margin'"
             )
+        Propagation(self.solver)
         if self.bandwidth != "self_tuning" and not self.bandwidth > 0:
             raise ValueError(f"method.bandwidth = {self.bandwidth}: must be > 0 or 'self_tuning'")
         return self
@@ -167,26 +168,18 @@ class GLL(Method):
     def refresh(self, graph: GraphView, state: NodeState) -> PseudoLabels:
         """Labels spread over the graph of all nodes, and which labeled nodes are uncertain.
 
-        Poisson scores become probabilities by their positive parts. Certainties are those of
-        LPDSSL (1 - entropy / log C, scaled by their maximum); below `threshold` they count as 0.
-        `extra["base_score"]` is there where base rows are chosen by uncertainty.
+        Certainties are those of LPDSSL (1 - entropy / log C, scaled by their maximum); those below
+        `threshold` count as 0. `extra["base_score"]` is there where base rows are chosen by it.
         """
-        weights = graph.affinity("power", gamma=self.gamma)
         num_classes = state.probs.shape[1]
-        if self.solver == "poisson":
-            scores = solvers.poisson(weights, state.labels, 1e-8, num_classes=num_classes)
-        else:
-            scores = solvers.laplace(
-                weights, state.labels, tol=1e-8, on_unreached="uniform", num_classes=num_classes
-            )
+        found = Propagator(graph, Propagation(self.solver)).solve(state.labels, num_classes)
         made = solvers.pseudo_labels(
-            scores, state.labels, all_sum=graph.all_sum, all_max=graph.all_max
+            found.probs, state.labels, all_sum=graph.all_sum, all_max=graph.all_max
         )
         usable = state.present & (made.weight >= self.threshold)
         extra = {}
         if self.base_choice != "random":
-            around = weights.matmul(made.probs.to(torch.float64))
-            around /= weights.degrees.clamp(min=1e-300)[:, None]
+            around = word_of_neighbors(graph.affinity("self_tuning"), found.probs)
             extra[BASE_SCORE] = base_score(
                 graph, state, around, self.base_choice, prefer_peaks=self.local_max
             )
@@ -272,6 +265,14 @@ class GLL(Method):
         return hard, weight * (others | alone)
 
 
+def word_of_neighbors(weights: Affinity, probs: Float64[Tensor, "n C"]) -> Float64[Tensor, "n C"]:
+    """What its neighbours say about each node: `sum_j w_ij U_j / d_i`; zero without edges.
+
+    That is Laplace learning without node i itself, exactly where all its neighbours are labeled.
+    """
+    return weights.matmul(probs) / weights.degrees.clamp(min=1e-300)[:, None]
+
+
 def base_score(
     graph: GraphView,
     state: NodeState,
@@ -283,8 +284,7 @@ def base_score(
     """How much a labeled node is wanted as a base row; -1 for other nodes. Collective.
 
     Args:
-        around: What each node's neighbours say about it, `sum_j w_ij U_j / d_i`: Laplace learning
-            without node i itself, exactly where all its neighbours are labeled.
+        around: See `word_of_neighbors`.
         prefer_peaks: The nodes that none of their labeled neighbours surpasses (LocalMax) come
             before all others; no two of them are neighbours.
     """
