@@ -41,18 +41,24 @@ def flow(
     if u.device.type != "cpu":
         return flow_in_blocks(csr, u, x, own, q, floor)
     out = torch.empty(csr.num_rows, u.shape[1], dtype=torch.float64)
-    vals = csr.vals.to(torch.float64)
-    row, col, val = csr.offsets.numpy(), csr.cols.numpy(), vals.numpy()
+    row, col, val = csr.offsets.numpy(), csr.cols.numpy(), csr.vals.double().numpy()
     left, right, total = u.contiguous().numpy(), x.contiguous().numpy(), out.numpy()
     first, whole, half = own.start, int(q), q % 1 == 0.5
-
-    def run(start: int, stop: int) -> None:
-        if q < 16 and q % 0.5 == 0:
-            _flow(row, col, val, left, right, first, whole, half, floor, total, start, stop)
-        else:
-            _any_flow(row, col, val, left, right, first, q, floor, total, start, stop)
-
-    for_each_range(run, split_rows(csr.num_rows, csr.cols.shape[0] * u.shape[1]))
+    ranges = split_rows(csr.num_rows, csr.cols.shape[0] * u.shape[1])
+    if q < 16 and q % 0.5 == 0:
+        for_each_range(
+            lambda start, stop: _flow(
+                row, col, val, left, right, total, first, whole, half, floor, start, stop
+            ),
+            ranges,
+        )
+    else:
+        for_each_range(
+            lambda start, stop: _any_flow(
+                row, col, val, left, right, total, first, q, floor, start, stop
+            ),
+            ranges,
+        )
     return out
 
 
@@ -97,11 +103,11 @@ def _flow(
     vals: NDArray[np.float64],
     u: NDArray[np.float64],
     x: NDArray[np.float64],
+    out: NDArray[np.float64],
     first: int,
     whole: int,
     half: bool,
     floor: float,
-    out: NDArray[np.float64],
     start: int,
     stop: int,
 ) -> None:
@@ -135,10 +141,10 @@ def _any_flow(
     vals: NDArray[np.float64],
     u: NDArray[np.float64],
     x: NDArray[np.float64],
+    out: NDArray[np.float64],
     first: int,
     q: float,
     floor: float,
-    out: NDArray[np.float64],
     start: int,
     stop: int,
 ) -> None:
