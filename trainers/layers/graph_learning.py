@@ -134,7 +134,7 @@ class GraphLearningLayer(nn.Module):
             return u.to(dtype)
 
     def _tau(self, device: torch.device) -> Float64[Tensor, ""]:
-        tau = torch.as_tensor(self.tau, dtype=torch.float64, device=device).reshape(())
+        tau = torch.as_tensor(self.tau, dtype=torch.float64).to(device).reshape(())
         if not bool(tau >= 0):
             raise ValueError(f"tau must be >= 0, got {tau.item()}; keep a learned tau positive")
         return tau

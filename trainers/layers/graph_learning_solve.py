@@ -83,45 +83,20 @@ class _Spread(torch.autograd.Function):
     def forward(
         ctx: Any, problem: Problem, weights: Tensor, base_probs: Tensor, tau: Tensor
     ) -> Tensor:
-        given = base_probs.new_zeros(problem.base.shape[0], base_probs.shape[1])
-        given[problem.base] = base_probs
-        solved = _solve(problem, weights, given, tau)
-        ctx.problem, ctx.solved = problem, solved
+        ctx.problem, ctx.solved = problem, solve(problem, weights, base_probs, tau)
         ctx.save_for_backward(weights)
-        return solved.u[~problem.base]
+        u: Tensor = ctx.solved.u
+        return u[~problem.base]
 
     @staticmethod
     @once_differentiable  # type: ignore[misc]
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        problem, solved, (weights,) = ctx.problem, ctx.solved, ctx.saved_tensors
-        g = torch.zeros_like(solved.u)
-        g[~problem.base] = gradient
-        solve = Solve.begin(solved.system, g)
-        _run(solve, problem.tol)
-        if solved.is_stiff:
-            solve.run(_LEAST_TOL, _max_steps(solve))
-        adjoint, u, graph = solve.solution, solved.u, problem.graph
-        by_labels = by_tau = None
-        if ctx.needs_input_grad[2]:
-            slopes = weights[:, None] * edge_slopes(graph, u, problem.p)
-            by_labels = -laplacian(graph, slopes, adjoint)[problem.base]
-        if ctx.needs_input_grad[3]:
-            by_tau = -(adjoint * u).sum()
-        return None, _by_weights(graph, adjoint, u, problem.p), by_labels, by_tau
-
-
-def _by_weights(
-    graph: BatchGraph, adjoint: Float64[Tensor, "n C"], u: Float64[Tensor, "n C"], p: float
-) -> Float64[Tensor, " e"]:
-    if p == 2:
-        return -edge_products(graph, adjoint, u)
-    i, j = graph.first, graph.second
-    flow = edge_ratios(graph, u, p) * (u[i] - u[j])
-    return -((adjoint[i] - adjoint[j]) * flow).sum(1)
+        (weights,) = ctx.saved_tensors
+        return None, *pull_back(ctx.problem, ctx.solved, weights, gradient)
 
 
 @dataclass(frozen=True)
-class _Solved:
+class Solved:
     """A solution.
 
     Attributes:
@@ -135,30 +110,63 @@ class _Solved:
     is_stiff: bool
 
 
-def _solve(problem: Problem, weights: Tensor, given: Tensor, tau: Tensor) -> _Solved:
+def pull_back(
+    problem: Problem,
+    solved: Solved,
+    weights: Float64[Tensor, " e"],
+    gradient: Float64[Tensor, "u C"],
+) -> tuple[Float64[Tensor, " e"], Float64[Tensor, "b C"], Float64[Tensor, ""]]:
+    """From the derivative by the probabilities those by weights, base labels and tau."""
+    graph, u = problem.graph, solved.u
+    g = torch.zeros_like(u)
+    g[~problem.base] = gradient
+    adjoint = _run(Solve.begin(solved.system, g), problem.tol, solved.is_stiff).solution
+    slopes = weights[:, None] * edge_slopes(graph, u, problem.p)
+    by_labels = -laplacian(graph, slopes, adjoint)[problem.base]
+    return _by_weights(graph, adjoint, u, problem.p), by_labels, -(adjoint * u).sum()
+
+
+def _by_weights(
+    graph: BatchGraph, adjoint: Float64[Tensor, "n C"], u: Float64[Tensor, "n C"], p: float
+) -> Float64[Tensor, " e"]:
+    if p == 2:
+        return -edge_products(graph, adjoint, u)
+    i, j = graph.first, graph.second
+    flow = edge_ratios(graph, u, p) * (u[i] - u[j])
+    return -((adjoint[i] - adjoint[j]) * flow).sum(1)
+
+
+def solve(
+    problem: Problem,
+    weights: Float64[Tensor, " e"],
+    base_probs: Float64[Tensor, "b C"],
+    tau: Float64[Tensor, ""],
+) -> Solved:
+    """The solution on all rows, see `spread`."""
     graph, base, w = problem.graph, problem.base, weights[:, None]
     free, is_stiff, has_tau = ~base, False, bool(tau > 0)
+    given = base_probs.new_zeros(len(base), base_probs.shape[1])
+    given[base] = base_probs
     diagonal = incident_sums(graph, w) + tau
     if not has_tau:
         free = free & reachable(graph, weights, base)
         # One more column: what rows sum to if those of the base sum to 1.
         given = torch.cat([given, base.to(given.dtype)[:, None]], dim=1)
     system = make_system(graph, w, diagonal, free)
-    solve = Solve.begin(system, -laplacian(graph, w, given))
-    _run(solve, problem.tol)
+    state = _run(Solve.begin(system, -laplacian(graph, w, given)), problem.tol)
     if not has_tau:
-        is_stiff = bool((_leak(solve, free) > _MAX_LEAK).any())
+        is_stiff = bool((_leak(state, free) > _MAX_LEAK).any())
     if is_stiff:
-        solve.run(_LEAST_TOL, _max_steps(solve))
-        free = free & (_leak(solve, free) <= _MAX_FINAL_LEAK)
+        state.run(_LEAST_TOL, _max_steps(state))
+        free = free & (_leak(state, free) <= _MAX_FINAL_LEAK)
         system = make_system(graph, w, diagonal, free)
-    u = given + torch.where(free[:, None], solve.solution, 0.0)
+    u = given + torch.where(free[:, None], state.solution, 0.0)
     if not has_tau:
         u = _settle_lost(problem, u[:, :-1], ~base & ~free)
     if problem.p > 2:
         u = minimize(graph, w, tau, free, u, problem.p)
         system = linearize(graph, w, tau, free, u, problem.p)
-    return _Solved(u, system, is_stiff)
+    return Solved(u, system, is_stiff)
 
 
 def _settle_lost(
@@ -177,19 +185,23 @@ def _settle_lost(
     return u
 
 
-def _leak(solve: Solve, free: Bool[Tensor, " n"]) -> Float64[Tensor, " n"]:
+def _leak(state: Solve, free: Bool[Tensor, " n"]) -> Float64[Tensor, " n"]:
     """By how much the last column is not 1 where it should be."""
-    return torch.where(free, (1 - solve.solution[:, -1]).abs(), 0.0)
+    return torch.where(free, (1 - state.solution[:, -1]).abs(), 0.0)
 
 
-def _run(solve: Solve, tol: float) -> None:
-    if not solve.run(tol, _max_steps(solve)):
-        worst = float((solve.rr / solve.start.clamp(min=1e-300)).max()) ** 0.5
+def _run(state: Solve, tol: float, is_stiff: bool = False) -> Solve:
+    """The state once it is solved, and then as far as float64 goes if asked for."""
+    if not state.run(tol, _max_steps(state)):
+        worst = float((state.rr / state.start.clamp(min=1e-300)).max()) ** 0.5
         raise ValueError(
-            f"no convergence in {solve.steps} iterations of conjugate gradients: relative residual "
+            f"no convergence in {state.steps} iterations of conjugate gradients: relative residual "
             f"{worst:.2g}; raise tol (it is {tol:.2g}) or use tau > 0"
         )
+    if is_stiff:
+        state.run(_LEAST_TOL, _max_steps(state))
+    return state
 
 
-def _max_steps(solve: Solve) -> int:
-    return 10 * len(solve.x) + 100
+def _max_steps(state: Solve) -> int:
+    return 10 * len(state.x) + 100
