@@ -38,9 +38,9 @@ from .graph_learning_newton import edge_ratios, edge_slopes, linearize, minimize
 
 OnUnreached = Literal["raise", "uniform"]
 
-# Rows of a solution for labels that sum to 1 sum to 1. If one is off by more, the system is solved
-# as far as float64 goes, ...
-_MAX_LEAK = 1e-6
+# Rows of a solution for labels that sum to 1 sum to 1. If one is off by more than this many times
+# the tolerance, the system is solved as far as float64 goes, ...
+_MAX_LEAK = 1e3
 _LEAST_TOL = 1e-18
 # ... and a row that is off by more even then has its base behind weights as small as rounding.
 _MAX_FINAL_LEAK = 1e-3
@@ -155,14 +155,16 @@ def solve(
     system = make_system(graph, w, diagonal, free)
     state = _run(Solve.begin(system, -laplacian(graph, w, given)), problem.tol)
     if not has_tau:
-        is_stiff = bool((_leak(state, free) > _MAX_LEAK).any())
+        is_stiff = bool((_leak(state, free) > _MAX_LEAK * problem.tol).any())
     if is_stiff:
         state.run(_LEAST_TOL, _max_steps(state))
         free = free & (_leak(state, free) <= _MAX_FINAL_LEAK)
         system = make_system(graph, w, diagonal, free)
     u = given + torch.where(free[:, None], state.solution, 0.0)
     if not has_tau:
-        u = _settle_lost(problem, u[:, :-1], ~base & ~free)
+        # What weak links lose to rounding they lose of all columns alike.
+        u = u[:, :-1] / torch.where(free, u[:, -1], 1.0)[:, None]
+        u = _settle_lost(problem, u, ~base & ~free)
     if problem.p > 2:
         u = minimize(graph, w, tau, free, u, problem.p)
         system = linearize(graph, w, tau, free, u, problem.p)
