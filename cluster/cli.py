@@ -16,6 +16,7 @@ import typer
 
 from .label_command import label
 from .output import RUN_FAILED, explain, print_facts, print_json, print_table
+from .suggest_command import suggest
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
 Set = Annotated[
@@ -46,6 +47,7 @@ def build_app() -> typer.Typer:
     app.callback()(_options)
     app.command(epilog=_shipped_help())(train)
     app.command()(label)
+    app.command()(suggest)
     app.command()(predict)
     app.command()(report)
     app.command()(runs)

@@ -21,8 +21,9 @@ from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from ..view import Affinity, GraphView
+from .acquisition import neighbors_of
 from .acquisition_batch import check_count
-from .conjugate_gradient import conjugate_gradient
+from .graph_system import graph_system
 
 VarianceKind = Literal["vopt", "sigma_opt"]
 _NOTHING = torch.iinfo(torch.int64).min
@@ -77,23 +78,12 @@ def covariance(
     degrees = w.degrees.to(torch.float64)
     mean = w.all_sum(torch.where(unknown, degrees, 0.0).sum()) / num_unknown
     diagonal = degrees + tau * torch.where(mean > 0, mean, 1.0)
-    free = unknown[:, None]
-
-    def precision(f: Tensor) -> Tensor:
-        return torch.where(free, diagonal[:, None] * f - w.matmul(f), 0.0)
-
+    is_unknown = unknown.to(torch.float64)
     # The first column is 1: sums over all nodes, which Sigma-optimality asks for, become exact.
-    probes = torch.where(free, random_numbers(node_ids, min(rank, num_unknown), seed), 0.0)
-    inverse = torch.where(unknown, 1 / diagonal, 0.0)
-    images = conjugate_gradient(
-        precision,
-        probes,
-        all_sum=w.all_sum,
-        inverse_diagonal=inverse,
-        tol=tol,
-        max_iter=max_iter,
-    ).require_converged()
-    return Covariance(_nystroem(probes, images.solution, w), inverse)
+    probes = is_unknown[:, None] * random_numbers(node_ids, min(rank, num_unknown), seed)
+    precision = graph_system(w, diagonal=diagonal, scale=is_unknown)
+    images = precision.solve(probes, tol=tol, max_iter=max_iter).require_converged()
+    return Covariance(_nystroem(probes, images.solution, w), is_unknown / diagonal)
 
 
 def random_numbers(node_ids: Int64[Tensor, " n"], count: int, seed: int) -> Float64[Tensor, "n r"]:
@@ -114,6 +104,7 @@ def select_by_variance(
     *,
     kind: VarianceKind,
     among: Bool[Tensor, " n"],
+    apart: bool = True,
     weight: Float[Tensor, " n"] | None = None,
     classes: Int64[Tensor, " n"] | None = None,
     num_classes: int = 1,
@@ -124,19 +115,23 @@ def select_by_variance(
 
     Args:
         among: Nodes that may be chosen.
+        apart: Not next to each other on the graph, as long as there are others: a coarse F does not
+            tell neighbours apart, and leaves variance where a label has removed it.
         weight: What the scores are multiplied by, for example uncertainty.
         classes: With it, no class gives a second node before each has given one, and so on.
             Predicted class of each own row, 0..num_classes-1.
 
     Returns:
-        The place of each own row in the choice (-1: not chosen), and its score when it was chosen:
-        what its label takes from the trace of C, or from the variance of the sum (0: not chosen).
+        The place of each own row in the choice (-1: not chosen), and its score when it was chosen
+        (0: not chosen): the share that its label takes of the trace of C, or of the variance of
+        the sum, as they are at the start.
 
     Raises:
         ValueError: No such kind, or more nodes are asked for than there are.
 
     Cost:
-        Three passes over n x r numbers, two reductions of r and a few of one number per node.
+        For each, three passes over n x r numbers, two reductions of r and a few of one number;
+        with `apart` a `gather` and a `scatter` over the edges.
     """
     if kind not in get_args(VarianceKind):
         raise ValueError(f"kind = {kind!r}: known are {', '.join(get_args(VarianceKind))}")
@@ -144,22 +139,31 @@ def select_by_variance(
     state = _Field(graph, field, kind)
     place, scores = torch.full_like(graph.node_ids, -1), torch.zeros_like(field.conditional)
     served = torch.zeros(num_classes, dtype=torch.bool, device=place.device)
+    near = torch.zeros_like(among)
     group = torch.zeros_like(place) if classes is None else classes
     for taken in range(count):
         value = state.value() if weight is None else state.value() * weight
-        open_ = among & (place < 0)
-        chosen = _argmax(graph, value, open_ & ~served[group])
-        if chosen < 0:
-            served[:] = False
-            chosen = _argmax(graph, value, open_)
+        chosen, rules = -1, (~near & ~served[group], ~served[group], ~near, torch.ones_like(near))
+        for rule in rules:
+            if chosen < 0:
+                chosen = _argmax(graph, value, among & (place < 0) & rule)
         own = graph.node_ids == chosen
-        place[own], scores[own] = taken, value[own].double()
-        # Every shard must know whose turn it was.
-        served = graph.all_max(served.index_fill(0, group[own], True).to(torch.int64)) == 1
-        if classes is None:
-            served[:] = False
+        place[own], scores[own] = taken, value[own].double() / state.total
+        if apart:
+            near |= neighbors_of(graph, own)
+        if classes is not None:
+            served = _serve(graph, served, group[own])
         state.observe(chosen)
     return place, scores
+
+
+def _serve(
+    graph: GraphView, served: Bool[Tensor, " g"], group: Int64[Tensor, " m"]
+) -> Bool[Tensor, " g"]:
+    """Classes that have had their turn; a class that has another begins a new turn."""
+    here = torch.zeros_like(served).index_fill(0, group, True)
+    chosen = graph.all_max(here.to(torch.int64)) == 1
+    return chosen if bool((served & chosen).any()) else served | chosen
 
 
 class _Field:
@@ -174,9 +178,11 @@ class _Field:
             gram = graph.all_sum(self._f.T @ self._f)
             # Squared norms of the columns of C.
             self._gain = ((self._f @ gram) * self._f).sum(1)
+            of_all = self._variance
         else:
             # Sums of the columns of C.
-            self._gain = self._f @ graph.all_sum(self._f.sum(0))
+            self._gain = of_all = self._f @ graph.all_sum(self._f.sum(0))
+        self.total = graph.all_sum(of_all.sum()).clamp(min=1e-300)
 
     def value(self) -> Float64[Tensor, " n"]:
         gain = self._gain.clamp(min=0) if self._kind == "vopt" else self._gain.square()

@@ -8,6 +8,7 @@ import pytest
 import torch
 from labelmesh.graph_store.affinity import LocalAffinity
 from labelmesh.graph_store.local_view import LocalGraphView
+from labelmesh.graph_store.solvers.acquisition import neighbors_of
 from labelmesh.graph_store.solvers.acquisition_variance import (
     covariance,
     random_numbers,
@@ -67,8 +68,9 @@ def test_choice_at_full_rank_is_that_of_dense_matrices(
 ) -> None:
     field = covariance(w, view.node_ids, unknown, rank=500, tau=TAU, tol=1e-11)
     among = unknown & (torch.arange(120) % 5 > 0)
-    place, score = select_by_variance(view, field, 12, kind=kind, among=among)
+    place, score = select_by_variance(view, field, 12, kind=kind, among=among, apart=False)
     order, c = order_of(place), dense
+    score = score * (dense.trace() if kind == "vopt" else dense.sum())
     for node in order:
         value = gains(c, kind)
         assert score[node] == pytest.approx(float(value[node]), rel=1e-5)
@@ -87,7 +89,7 @@ def test_few_directions_find_nearly_as_much(
     view: LocalGraphView, w: LocalAffinity, unknown: Tensor, dense: Tensor, kind: Any, share: float
 ) -> None:
     field = covariance(w, view.node_ids, unknown, rank=30, tau=TAU)
-    place, _ = select_by_variance(view, field, 8, kind=kind, among=unknown)
+    place, _ = select_by_variance(view, field, 8, kind=kind, among=unknown, apart=False)
     c, best, size = dense, dense, torch.trace if kind == "vopt" else torch.sum
     for node in order_of(place):
         c = observed(c, node)
@@ -123,6 +125,24 @@ def test_weights_and_classes(view: LocalGraphView, w: LocalAffinity, unknown: Te
     # Nine of the ten nodes of class 1 may be chosen; classes take turns, in any order, until then.
     turns = [classes[node] for node in order_of(place)]
     assert [int(a) + int(b) for a, b in zip(turns[::2], turns[1::2])] == [1] * 6
+
+
+def test_neighbours_of_a_chosen_node_wait(
+    view: LocalGraphView, w: LocalAffinity, unknown: Tensor
+) -> None:
+    field = covariance(w, view.node_ids, unknown, rank=20, tau=TAU)
+    place, _ = select_by_variance(view, field, 40, kind="sigma_opt", among=unknown)
+    order, near = order_of(place), torch.zeros(120, dtype=torch.bool)
+    waited = []
+    for node in order:
+        waited.append(bool(near[node]))
+        near |= neighbors_of(view, torch.arange(120) == node)
+    # First those that are apart, then, once all are chosen or next to a chosen one, the others.
+    first = waited.index(True)
+    assert 5 < first < 40
+    chosen = torch.zeros(120, dtype=torch.bool)
+    chosen[order[:first]] = True
+    assert bool((chosen | neighbors_of(view, chosen))[unknown].all())
 
 
 def test_unequal_clusters_that_nobody_knows() -> None:
