@@ -62,16 +62,17 @@ class GraphLabeler(ClassifierMixin, BaseEstimator):
         feature_names_in_: Names of the columns, where `X` had any.
 
     Example:
-        1,797 digits, ten labels for each class:
+        1,797 digits, ten labels of each class:
 
         >>> import numpy as np
         >>> from sklearn.datasets import load_digits
         >>> X, truth = load_digits(return_X_y=True)
-        >>> first_ten = [np.flatnonzero(truth == c)[:10] for c in range(10)]
+        >>> rng = np.random.default_rng(0)
+        >>> given = [rng.choice(np.flatnonzero(truth == c), 10, replace=False) for c in range(10)]
         >>> y = np.full(len(X), -1)
-        >>> y[np.concatenate(first_ten)] = np.repeat(np.arange(10), 10)
+        >>> y[np.concatenate(given)] = np.repeat(np.arange(10), 10)
         >>> est = GraphLabeler(method="laplace", k=20).fit(X, y)
-        >>> bool(np.mean(est.transduction_[y == -1] == truth[y == -1]) > 0.93)
+        >>> bool(np.mean(est.transduction_[y == -1] == truth[y == -1]) > 0.97)
         True
         >>> bool((est.predict(X) == est.transduction_).all())
         True
