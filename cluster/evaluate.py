@@ -1,4 +1,7 @@
-"""How well finished runs do on held-out samples, clean and under attack."""
+"""How well finished runs do on held-out samples, clean and under attack.
+
+Everything heavy is imported inside the functions: the command line asks this module for its help.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,7 @@ import time
 from collections.abc import Iterator
 from typing import Annotated, Any
 
-import torch
 import typer
-from torch import Tensor
 
 from .output import print_json, print_table
 
@@ -36,6 +37,8 @@ def evaluate(
     ] = False,
 ) -> None:
     """Measure accuracy on held-out samples, clean and under adversarial attack."""
+    if eps and not attack:
+        raise ValueError("--eps is the size of an attack; choose one with --attack")
     names: list[str | None] = [*attack] if attack else [None]
     found = [
         evaluate_run(run, split=split, attack=name, eps=value, count=count)
@@ -114,8 +117,10 @@ def evaluate_run(
 
 def _labeled_batches(
     split_uri: str, data_uri: str, split: str, count: int | None, size: int
-) -> Iterator[tuple[Tensor, Tensor]]:
+) -> Iterator[tuple[Any, Any]]:
     """Inputs and true classes of the split's samples, in order; those of unknown class left out."""
+    import torch
+
     from ..datasets.reader import Reader
     from ..datasets.schema import UNLABELED
     from ..datasets.splits import Split

@@ -10,7 +10,7 @@ import labelmesh as lm
 import pytest
 import torch
 from labelmesh.cluster.api import Run
-from labelmesh.cluster.evaluate import evaluate_run
+from labelmesh.cluster.evaluate import evaluate, evaluate_run
 from labelmesh.datasets.importing import import_dataset
 from labelmesh.datasets.manifest import splits_of
 from labelmesh.datasets.reader import Reader
@@ -108,6 +108,24 @@ def test_bad_options_of_an_evaluation_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=sentence):
         finished.evaluate(**options)
+
+
+def test_the_command_prints_a_row_per_attack_and_eps(
+    finished: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluate([finished.uri], attack=["fgsm", "ifgsm"], eps=[0.0, 0.2], count=20, json=True)
+    rows = json.loads(capsys.readouterr().out)["results"]
+    assert [(r["attack"], r["eps"]) for r in rows] == [
+        ("fgsm", 0.0),
+        ("fgsm", 0.2),
+        ("ifgsm", 0.0),
+        ("ifgsm", 0.2),
+    ]
+    assert {r["method"] for r in rows} == {"gll"}
+    evaluate([finished.uri], count=20)
+    table = capsys.readouterr().out.splitlines()
+    assert table[0].split() == ["run", "method", "split", "count", "accuracy", "seconds"]
+    assert len(table) == 2
 
 
 def test_an_unfinished_run_is_refused(tmp_path: Path) -> None:

@@ -14,8 +14,9 @@ their weak views ("layer", as FixMatch does with a softmax). `switch_epoch` > 0 
 head until then, with the same targets.
 
 Departures: a row that is among the base rows of its batch is left out of the loss (it would be its
-own neighbour); base rows and batch are disjoint in the paper only by chance. "margin" uncertainty
-is not in the paper.
+own neighbour); base rows and batch are disjoint in the paper only by chance. Not in the paper and
+off by default: "margin" uncertainty, mixup of a batch's own rows (as DAG has it; without it wrong
+pseudo-labels are learnt by heart).
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from ..labeling import onehot, targets_and_weight
 from ..layers.classifier import LinearClassifier
 from ..layers.graph_classifier import GraphClassifier, log_probs_with_base
 from ..layers.graph_learning import GraphLearningLayer
-from ..losses import log_probs
+from ..losses import log_probs, mix, mixup_pairs
 from ..method import (
     BASE_SCORE,
     Base,
@@ -117,6 +118,7 @@ class GLL(Method):
     unlabeled_view: Literal["weak", "strong"] = Field(
         "weak", description="augmentation of the unlabeled rows"
     )
+    mixup: float = Field(0.0, ge=0, description="parameter of mixup's Beta; 0 = no mixup")
     adversarial: Adversarial | None = Field(
         None, description="train on inputs moved by projected gradient descent"
     )
@@ -203,11 +205,16 @@ class GLL(Method):
         if num_labeled < len(order):
             unlabeled = batch.view(self.unlabeled_view, order[num_labeled:])
             inputs = torch.cat([inputs, unlabeled])
+        partner, share = mixup_pairs(len(inputs), self.mixup, batch.generator)
+        partner, share = partner.to(inputs.device), share.to(inputs.device)
+        inputs = mix(inputs, partner, share) if self.mixup > 0 else inputs
 
         def loss_of(x: Tensor) -> tuple[Tensor, Tensor]:
             outputs = self._log_probs(net, x, batch, base)
             targets, weight = self._targets(batch, order, outputs.shape[1], guessed)
-            return -(weight * (targets * outputs).sum(1)).sum() / max(1, len(x)), weight
+            # cross-entropy is linear in the targets: mixing weighted targets mixes weighted losses
+            weighted = mix(targets * weight[:, None], partner, share)
+            return -(weighted * outputs).sum() / max(1, len(x)), weight
 
         if self.adversarial is not None:
             inputs = self.adversarial.move(lambda x: loss_of(x)[0], inputs, batch.generator)

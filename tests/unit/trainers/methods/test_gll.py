@@ -13,6 +13,7 @@ from labelmesh.datasets.base_set import BaseSet
 from labelmesh.graph_store.local_view import LocalGraphView
 from labelmesh.graph_store.view import NodeState, PseudoLabels
 from labelmesh.trainers.layers.graph_classifier import INSIDE_LOG
+from labelmesh.trainers.losses import mixup_pairs
 from labelmesh.trainers.method import BaseRows, Batch, Network
 from labelmesh.trainers.methods.gll import GLL, Adversarial, base_score
 from pydantic import ValidationError
@@ -127,6 +128,19 @@ def test_without_base_rows_the_linear_head_is_trained() -> None:
     method = GLL(pseudo="none", switch_epoch=1)
     loss = method.loss(network(method), make_batch([0, 1], with_base=False)).total
     assert loss.item() == pytest.approx((math.log(5 / 3) + math.log(5)) / 2, rel=1e-6)
+
+
+def test_mixed_rows_are_trained_towards_both_labels() -> None:
+    method = GLL(k=K, pseudo="none", mixup=1.0)
+    labels = torch.tensor([0, 2, 1, 1])
+    loss = method.loss(network(method), make_batch(labels.tolist())).total
+    partner, share = mixup_pairs(4, 1.0, torch.Generator().manual_seed(0))
+    rows = inputs_of(4, 1)
+    mixed = share[:, None] * rows + (1 - share[:, None]) * rows[partner]
+    u = dense_probs(mixed, inputs_of(6, 3), torch.arange(6) % C, K, C) + INSIDE_LOG
+    own, other = (-np.log(u[np.arange(4), y]) for y in (labels, labels[partner]))
+    expected = (share.numpy() * own + (1 - share.numpy()) * other).mean()
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_gradients_reach_rows_and_base_rows() -> None:
