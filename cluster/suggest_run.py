@@ -20,6 +20,7 @@ from ..graph_store.local_store import LocalStore
 from ..graph_store.local_view import LocalGraphView
 from ..graph_store.solvers.arrays import Array, as_labels
 from ..graph_store.suggest import Wanted
+from ..trainers.config import method_name
 from ..trainers.launch import SPLIT_FILE
 from ..trainers.prepare import load_config_text
 from ..trainers.run_dir import RunDir
@@ -76,16 +77,17 @@ def load_run(uri: str) -> RunNodes:
     spec = load_config_text(run.read_text("config.toml"))
     if not run.exists("store"):
         raise ValueError(
-            f"{uri} has no graph: its method {spec.method.name!r} uses none; save the network's "
-            "features and give these to `labelmesh suggest`"
+            f"{uri} has no graph: its method {method_name(spec.method)!r} uses none; save the "
+            "network's features and give these to `labelmesh suggest`"
         )
     split = Split.load(run.child(SPLIT_FILE))
     store = LocalStore.restore(run.child("store"), device="cpu")
     ids = torch.arange(len(split.rows))
-    graph = (store.read(name, ids) for name in ("neighbor_ids", "similarity", "distances"))
+    neighbor_ids, similarity = store.neighbors(ids)
+    distances = store.read("distances", ids)
     table = pq.read_table(pa.BufferReader(run.read_bytes("labels.parquet")), columns=["key"])
     return RunNodes(
-        view=LocalGraphView(*graph, store.spec.metric),
+        view=LocalGraphView(neighbor_ids, similarity, distances, store.spec.metric),
         features=store.read("features", ids),
         probs=_beliefs(store, ids),
         labels=split.labels,

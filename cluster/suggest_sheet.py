@@ -18,7 +18,7 @@ from .suggest import Suggestions
 MAX_IMAGES = 100
 _MAX_POINTS = 2000
 _MAX_LEGEND = 20
-_CELL, _CAPTION, _MARGIN, _TITLE = 1.1, 0.38, 0.14, 0.62
+_CELL, _CAPTION, _MARGIN, _TITLE = 1.1, 0.34, 0.14, 0.62
 _NUMBERED = "#c8372d"
 _STYLE = {"font.family": "sans-serif", "text.color": INK}
 
@@ -77,7 +77,8 @@ def map_sheet(
         _heading(figure, title, about)
         axes = figure.add_axes((0.02, 0.02, 0.82, 0.88))
         axes.set_axis_off()
-        axes.scatter(*points[given < 0].T, s=9, color=GRAY, alpha=0.35, linewidths=0)
+        x, y = points[given < 0].T
+        axes.scatter(x, y, s=9, color=GRAY, alpha=0.35, linewidths=0)
         _draw_labels(axes, points, given, suggestions.classes)
         ranked = [i for i, node in enumerate(suggestions.node_ids) if int(node) in place_of]
         chosen = points[[place_of[int(suggestions.node_ids[i])] for i in ranked]]
@@ -182,7 +183,8 @@ def _draw_numbers(axes: Any, chosen: NDArray[Any]) -> None:
         if all(np.hypot(*(place - where[other])) >= apart for other in numbered):
             numbered.append(rank)
     dots = np.delete(chosen, numbered, axis=0)
-    axes.scatter(*dots.T, s=22, color=_NUMBERED, edgecolors="white", linewidths=0.6, zorder=3)
+    x, y = dots.T
+    axes.scatter(x, y, s=22, color=_NUMBERED, edgecolors="white", linewidths=0.6, zorder=3)
     axes.scatter(
         *chosen[numbered].T, s=120, facecolors="white", edgecolors=_NUMBERED, linewidths=1.4,
         zorder=4, label="suggested",

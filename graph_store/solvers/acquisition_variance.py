@@ -115,8 +115,8 @@ def select_by_variance(
 
     Args:
         among: Nodes that may be chosen.
-        apart: Not next to each other on the graph, as long as there are others: a coarse F does not
-            tell neighbours apart, and leaves variance where a label has removed it.
+        apart: Not next to each other on the graph, as long as others tell anything: a coarse F does
+            not tell neighbours apart, and leaves variance where a label has removed it.
         weight: What the scores are multiplied by, for example uncertainty.
         classes: With it, no class gives a second node before each has given one, and so on.
             Predicted class of each own row, 0..num_classes-1.
@@ -143,7 +143,8 @@ def select_by_variance(
     group = torch.zeros_like(place) if classes is None else classes
     for taken in range(count):
         value = state.value() if weight is None else state.value() * weight
-        chosen, rules = -1, (~near & ~served[group], ~served[group], ~near, torch.ones_like(near))
+        far, waiting = ~near & (value > 0), ~served[group]
+        chosen, rules = -1, (far & waiting, waiting, far, torch.ones_like(near))
         for rule in rules:
             if chosen < 0:
                 chosen = _argmax(graph, value, among & (place < 0) & rule)
