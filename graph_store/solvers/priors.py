@@ -86,7 +86,7 @@ def class_prior_projection(
     if given.numel() and int(given.max()) >= num_classes:
         raise ValueError(f"label {int(given.max())} has no column in {num_classes} scores")
     fixed = all_sum(torch.bincount(given[given >= 0], minlength=num_classes)).to(s.dtype)
-    total = all_sum(torch.tensor(s.shape[0], device=s.device))
+    total = all_sum(torch.full((), s.shape[0], device=s.device))
     left = (priors * total - fixed).clamp(min=0)
     left = left * ((total - fixed.sum()) / left.sum().clamp(min=1e-300))
     # Sizes are whole numbers: half a row is as near as they always can come.

@@ -11,7 +11,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[3]
 
 
-@pytest.mark.parametrize("cases", ["device_graph_cases.py", "device_solver_cases.py"])
+@pytest.mark.parametrize(
+    "cases", ["device_graph_cases.py", "device_solver_cases.py", "device_few_labels_cases.py"]
+)
 def test_on_a_device_that_is_not_the_cpu(cases: str) -> None:
     path = Path(__file__).with_name(cases)
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(path)]
