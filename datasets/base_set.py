@@ -47,7 +47,7 @@ class BaseSet:
         self._seed, self._epoch = seed, epoch
         self._fixed: Tensor | None = None
         if score is not None:
-            self._fixed = self._highest(score.numpy())
+            self._fixed = _highest(self._members, self._quotas, score.numpy())
         elif every == "epoch":
             self._fixed = self._drawn(epoch)
 
@@ -57,27 +57,22 @@ class BaseSet:
 
     def _drawn(self, *position: int) -> Tensor:
         rng = generator(self._seed, "base", *position)
-        return _draw(self._members, self._quotas, rng)
-
-    def _highest(self, score: np.ndarray) -> Tensor:
         parts = [
-            members[np.argsort(-score[members], kind="stable")[:quota]]
-            for members, quota in zip(self._members, self._quotas)
+            rng.choice(m, quota, replace=False) for m, quota in zip(self._members, self._quotas)
         ]
         return torch.from_numpy(np.sort(np.concatenate(parts)))
 
 
-def draw_per_class(
-    labels: Int64[Tensor, " n"], per_class: int, *, seed: int, stream: str
+def highest_per_class(
+    labels: Int64[Tensor, " n"], per_class: int, score: Float[Tensor, " n"]
 ) -> Int64[Tensor, " m"]:
-    """Up to `per_class` nodes of each class, drawn from those with a label; ids, ascending.
+    """Up to `per_class` nodes of each class, those of the highest score; ids, ascending.
 
     Raises:
         ValueError: No node is labeled.
     """
     members = _members(labels)
-    quotas = [min(per_class, len(m)) for m in members]
-    return _draw(members, quotas, generator(seed, stream))
+    return _highest(members, [min(per_class, len(m)) for m in members], score.numpy())
 
 
 def _members(labels: Tensor) -> list[np.ndarray]:
@@ -90,6 +85,7 @@ def _members(labels: Tensor) -> list[np.ndarray]:
     return np.split(ids, np.flatnonzero(np.diff(known[ids])) + 1)
 
 
-def _draw(members: list[np.ndarray], quotas: list[int], rng: np.random.Generator) -> Tensor:
-    parts = [rng.choice(m, quota, replace=False) for m, quota in zip(members, quotas)]
+def _highest(members: list[np.ndarray], quotas: list[int], score: np.ndarray) -> Tensor:
+    """Of each class; the lower id first among equal scores."""
+    parts = [m[np.argsort(-score[m], kind="stable")[:quota]] for m, quota in zip(members, quotas)]
     return torch.from_numpy(np.sort(np.concatenate(parts)))

@@ -231,10 +231,14 @@ def base_set(training: Training, phase: Phase, *, round: int | None) -> BaseSet 
     )
 
 
-def predictor(training: Training) -> Network:
+def predictor(training: Training, *, of_nodes: bool = False) -> Network:
     """The averaged network as it predicts at present: with base rows where the method wants some.
 
     They are read and passed through the network here; the result serves until the next step.
+
+    Args:
+        of_nodes: For predictions of the run's own nodes, base rows have given labels alone: a
+            node that is its own base row would agree with its pseudo-label whatever its features.
     """
     method, network = training.method, training.ema.network
     per_class = method.predict_base(training.epoch)
@@ -247,6 +251,7 @@ def predictor(training: Training) -> Network:
         per_class,
         num_classes=training.evaluator.num_classes,
         chunk=training.spec.train.extract_batch_size,
+        use_pseudo=method.predict_from_pseudo and not of_nodes,
     )
     return method.predictor(network, base)
 
@@ -256,7 +261,7 @@ def refresh(training: Training, round: int) -> None:
     record = run_round(
         round,
         method=training.method,
-        network=predictor(training),
+        network=predictor(training, of_nodes=True),
         source=training.source,
         num_nodes=len(training.labels),
         chunk=training.spec.train.extract_batch_size,

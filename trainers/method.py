@@ -190,6 +190,11 @@ class Method(BaseModel, ABC):
         """Base rows of each class that prediction needs after `epochs` epochs; 0 = none."""
         return 0
 
+    @property
+    def predict_from_pseudo(self) -> bool:
+        """Whether nodes with pseudo-labels of the last round may be base rows of prediction."""
+        return False
+
     def predictor(self, network: Network, base: Base) -> Network:
         """The network as it predicts from base rows; asked only where `predict_base` is not 0.
 

@@ -105,6 +105,9 @@ class GLL(Method):
     predict_per_class: int = Field(
         100, ge=1, description="base rows of each class behind predictions"
     )
+    predict_given: bool = Field(
+        False, description="base rows of prediction have given labels, never the last round's"
+    )
     switch_epoch: int = Field(0, ge=0, description="a linear head is trained until this epoch")
     pseudo: Literal["none", "store", "layer"] = Field(
         "store", description="where unlabeled nodes' targets come from; none = labeled nodes alone"
@@ -159,6 +162,10 @@ class GLL(Method):
         return (
             0 if self.switch_epoch > 0 and epochs <= self.switch_epoch else self.predict_per_class
         )
+
+    @property
+    def predict_from_pseudo(self) -> bool:
+        return self.pseudo == "store" and not self.predict_given
 
     def build(self, backbone: nn.Module, feature_dim: int, num_classes: int) -> Network:
         """The layer has no weights; the linear head is trained before a switch alone."""

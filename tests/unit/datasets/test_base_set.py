@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from labelmesh.datasets.base_set import BaseSet, draw_per_class
+from labelmesh.datasets.base_set import BaseSet, highest_per_class
 
 LABELS = torch.tensor([2, 0, -1, 1, 0, 2, 1, 0, -1, 0, 2, 1, 0, 0, 1, 2, -1, 0])
 
@@ -69,10 +69,12 @@ def test_highest_scores_come_first_and_ties_go_to_the_lower_id() -> None:
     assert drawn.tolist() == [0, 1, 3, 6, 10, 13]
 
 
-def test_prediction_may_use_all_labels_of_a_class() -> None:
-    everything = draw_per_class(LABELS, 100, seed=0, stream="predict")
+def test_all_labels_of_a_class_may_be_asked_for() -> None:
+    score = torch.arange(len(LABELS), dtype=torch.float32)
+    everything = highest_per_class(LABELS, 100, score)
     assert everything.tolist() == (LABELS >= 0).nonzero().flatten().tolist()
-    assert counts(draw_per_class(LABELS, 4, seed=0, stream="predict")) == [4, 4, 4]
+    assert highest_per_class(LABELS, 2, score).tolist() == [10, 11, 13, 14, 15, 17]
+    assert highest_per_class(LABELS, 1, -score).tolist() == [0, 1, 3]
 
 
 def test_no_labels_are_refused() -> None:
