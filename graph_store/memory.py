@@ -48,6 +48,22 @@ def peak_bytes_per_node(spec: StoreSpec) -> int:
     return int((1 + _SCRATCH) * (bytes_per_node(spec) + coming))
 
 
+def weights_bytes(num_nodes: int, num_entries: int) -> int:
+    """Bytes of an affinity; every edge is two entries, column and weight."""
+    return 16 * num_entries + 16 * num_nodes
+
+
+def solver_bytes(num_nodes: int, num_entries: int, num_classes: int, itemsize: int = 8) -> int:
+    """Bytes that a linear solve takes at its peak beside the affinity, the result among them.
+
+    The scaled weights once more with 32-bit columns, eight blocks of columns (labels, right-hand
+    side and its reordered copy, solution, residual, direction, image, result) and what it keeps per
+    node (order and its inverse, groups, components, diagonal, scale).
+    """
+    blocks = 8 * itemsize * num_nodes * num_classes
+    return (4 + itemsize) * num_entries + blocks + 96 * num_nodes
+
+
 def check_memory(
     spec: StoreSpec, nodes_per_shard: int, num_shards: int, available: Mapping[str, float]
 ) -> None:

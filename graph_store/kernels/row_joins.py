@@ -1,4 +1,5 @@
-"""Integers along the entries of sparse rows: the smallest, or the one at the heaviest entry."""
+"""Integers along the entries of sparse rows: the smallest, the one at the heaviest entry, the one
+with the most weight."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .compiled import compiled, for_each_range, split_rows
-from .csr import Csr
+from .csr import Csr, coalesce
 
 
 def row_minimum(csr: Csr, values: Int64[Tensor, " num_cols"]) -> Int64[Tensor, " n"]:
@@ -42,6 +43,34 @@ def at_heaviest(csr: Csr, values: Int64[Tensor, " num_cols"]) -> Int64[Tensor, "
     ranges = split_rows(csr.num_rows, csr.cols.shape[0])
     for_each_range(lambda start, stop: _at_heaviest(*arrays, start, stop), ranges)
     return out
+
+
+def with_most_weight(
+    csr: Csr, values: Int64[Tensor, " num_cols"], count: int
+) -> Int64[Tensor, " n"]:
+    """For each row the value in 0..count-1 whose entries weigh most together; -1 where none is.
+
+    Values of -1 have no vote. Of equally heavy values the smallest is taken.
+    """
+    if values.device.type != "cpu":
+        return _with_most_weight_torch(csr, values, count)
+    out = torch.full((csr.num_rows,), -1)
+    arrays = csr.offsets.numpy(), csr.cols.numpy(), csr.vals.numpy(), values.numpy(), out.numpy()
+
+    def run(start: int, stop: int) -> None:
+        _with_most_weight(*arrays, np.zeros(count), start, stop)
+
+    for_each_range(run, split_rows(csr.num_rows, csr.cols.shape[0]))
+    return out
+
+
+def _with_most_weight_torch(
+    csr: Csr, values: Int64[Tensor, " num_cols"], count: int
+) -> Int64[Tensor, " n"]:
+    found = values[csr.cols]
+    known = found >= 0
+    votes = coalesce(csr.rows[known], found[known], csr.vals[known], csr.num_rows, count)
+    return _at_heaviest_torch(votes, torch.arange(count, device=values.device))
 
 
 def _at_heaviest_torch(csr: Csr, values: Int64[Tensor, " num_cols"]) -> Int64[Tensor, " n"]:
@@ -91,3 +120,32 @@ def _at_heaviest(
             if weight > heaviest or value < chosen:
                 heaviest, chosen = weight, value
         out[i] = chosen
+
+
+@compiled
+def _with_most_weight(
+    offsets: NDArray[np.int64],
+    cols: NDArray[np.int64],
+    vals: NDArray[np.floating],
+    values: NDArray[np.int64],
+    out: NDArray[np.int64],
+    votes: NDArray[np.float64],
+    start: int,
+    stop: int,
+) -> None:
+    for i in range(start, stop):
+        for entry in range(offsets[i], offsets[i + 1]):
+            value = values[cols[entry]]
+            if value >= 0:
+                votes[value] += vals[entry]
+        heaviest, chosen = -1.0, -1
+        for entry in range(offsets[i], offsets[i + 1]):
+            value = values[cols[entry]]
+            if value < 0:
+                continue
+            if votes[value] > heaviest or (votes[value] == heaviest and value < chosen):
+                heaviest, chosen = votes[value], value
+        out[i] = chosen
+        for entry in range(offsets[i], offsets[i + 1]):
+            if values[cols[entry]] >= 0:
+                votes[values[cols[entry]]] = 0.0

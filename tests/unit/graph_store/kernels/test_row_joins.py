@@ -6,7 +6,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from labelmesh.graph_store.kernels.csr import Csr, coalesce
-from labelmesh.graph_store.kernels.row_joins import _at_heaviest_torch, at_heaviest, row_minimum
+from labelmesh.graph_store.kernels.row_joins import (
+    _at_heaviest_torch,
+    _with_most_weight_torch,
+    at_heaviest,
+    row_minimum,
+    with_most_weight,
+)
 
 LARGEST = torch.iinfo(torch.int64).max
 
@@ -45,3 +51,22 @@ def test_at_heaviest_takes_the_smaller_value_on_ties(seed: int) -> None:
         expected.append(min(known)[1] if known else -1)
     assert at_heaviest(csr, values).tolist() == expected
     assert _at_heaviest_torch(csr, values).tolist() == expected
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(0, 10_000))
+def test_with_most_weight_takes_the_smaller_value_on_ties(seed: int) -> None:
+    csr = random_csr(seed)
+    values = torch.randint(-1, 4, (15,), generator=torch.Generator().manual_seed(seed))
+    expected = []
+    for i in range(12):
+        votes: dict[int, float] = {}
+        for e in range(int(csr.offsets[i]), int(csr.offsets[i + 1])):
+            value = int(values[csr.cols[e]])
+            if value >= 0:
+                votes[value] = votes.get(value, 0.0) + float(csr.vals[e])
+        expected.append(
+            min((-weight, value) for value, weight in votes.items())[1] if votes else -1
+        )
+    assert with_most_weight(csr, values, 4).tolist() == expected
+    assert _with_most_weight_torch(csr, values, 4).tolist() == expected

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from labelmesh.graph_store.affinity import LocalAffinity
-from labelmesh.graph_store.solvers.aggregation import aggregates, num_aggregates
+from labelmesh.graph_store.solvers.aggregation import aggregates, grow_from_seeds, num_aggregates
 from labelmesh.graph_store.solvers.components import components, sum_by_component
 
 
@@ -57,9 +57,9 @@ def test_sums_by_component() -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_aggregates_are_connected_and_hold_their_seeds(seed: int) -> None:
+def test_groups_grow_connected_and_hold_their_seeds(seed: int) -> None:
     w = graph(300, 700, seed)
-    group = aggregates(w, 20)
+    group = grow_from_seeds(w, 20)
     assert (group[torch.arange(20) * 300 // 20] == torch.arange(20)).all()
     matrix = w.to_scipy()
     for g in range(20):
@@ -70,6 +70,7 @@ def test_aggregates_are_connected_and_hold_their_seeds(seed: int) -> None:
     component = components(w)
     seeded = torch.isin(component, component[group >= 0])
     assert torch.equal(seeded, group >= 0)
+    assert torch.equal(aggregates(w, 20) >= 0, group >= 0)
 
 
 def test_a_node_joins_its_strongest_neighbour() -> None:
@@ -78,7 +79,21 @@ def test_a_node_joins_its_strongest_neighbour() -> None:
     w[1, 2] = 2.0
     affinity = LocalAffinity.from_scipy(scipy.sparse.csr_array(w + w.T))
     # Seeds are the nodes 0 and 2; node 1 leans to 2, node 3 knows only 2.
-    assert aggregates(affinity, 2).tolist() == [0, 1, 1, 1]
+    assert grow_from_seeds(affinity, 2).tolist() == [0, 1, 1, 1]
+
+
+def test_votes_move_borders_to_those_of_clusters() -> None:
+    # Two cliques of 10, their nodes taking turns; one edge between them is the strongest of all,
+    # so that growing from the seeds 0 and 1 may cross it.
+    rng = np.random.default_rng(0)
+    side = np.arange(20) % 2
+    w = np.where(side[:, None] == side, 0.5 + rng.random((20, 20)), 0.0)
+    w[4, 7] = w[7, 4] = 9.0
+    w = np.triu(w, 1)
+    affinity = LocalAffinity.from_scipy(scipy.sparse.csr_array(w + w.T))
+    group = aggregates(affinity, 10)
+    for half in (0, 1):
+        assert len(group[side == half].unique()) == 1
 
 
 def test_small_graphs_have_no_coarse_level() -> None:
