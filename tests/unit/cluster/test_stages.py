@@ -34,7 +34,8 @@ def test_the_terminal_is_restored_after_an_error() -> None:
             stages.begin("solving")
             raise KeyError
 
-    pytest.raises(KeyError, fail)
+    with pytest.raises(KeyError):
+        fail()
     assert "solving" in out.getvalue()
     # The cursor is shown again.
     assert "\x1b[?25h" in out.getvalue()
