@@ -46,7 +46,7 @@ def p_laplace(
     learning", COLT 2016. The larger p, the less the solution spikes at few labels. p = 2 is
     `laplace`. Newton's method with line search, from the solution of smaller p (Flores, Calder and
     Lerman, "Analysis and algorithms for l_p-based semi-supervised learning on graphs", Appl.
-    Comput. Harmon. Anal. 2022, section 4); each step solves the linearised equation of all classes
+    Comput. Harmon. Anal. 2022); each step solves the linearised equation of all classes
     by conjugate gradients.
 
     Args:

@@ -25,7 +25,7 @@ def random_walk(
 
     Solves (I - alpha P) U = (1 - alpha) Y with P = D^-1 W: a walk goes on with probability alpha at
     every step and rests where it stops. This is variant (I - alpha P)^-1 Y of Zhou et al.,
-    "Learning with Local and Global Consistency", NIPS 2003, section 4, the lazy walk of Zhou and
+    "Learning with Local and Global Consistency", NIPS 2003, the lazy walk of Zhou and
     Schoelkopf, "Learning from labeled and unlabeled data using random walks", DAGM 2004, and the
     partially absorbing walk of Wu et al., NIPS 2012, with absorption in proportion to the degree.
     Solved in the symmetric form (D - alpha W) U = (1 - alpha) D Y.

@@ -26,10 +26,9 @@ N, C = 90, 3
 PRIORS = torch.tensor([0.5, 0.3, 0.2])
 
 SOLVERS: dict[str, Callable[[LocalAffinity, Tensor], Tensor]] = {
-    "wnll": lambda w, y: reweighted_laplace(w, y, "wnll", tol=1e-5),
     "poisson": lambda w, y: reweighted_laplace(w, y, "poisson", tol=1e-5),
     "properly": lambda w, y: reweighted_laplace(w, y, "properly", tol=1e-5),
-    "mbo": lambda w, y: poisson_mbo(w, y, PRIORS, inner_steps=4, outer_steps=3),
+    "mbo": lambda w, y: poisson_mbo(w, y, PRIORS, inner_steps=2, outer_steps=2),
     "p_laplace": lambda w, y: p_laplace(w, y, 3.3, 0.1, tol=1e-6),
     "random_walk": lambda w, y: random_walk(w, y, tol=1e-5),
     "nearest": nearest_labeled,

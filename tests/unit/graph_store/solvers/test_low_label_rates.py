@@ -51,10 +51,10 @@ def accuracies(
 
 
 def solve_all(w: LocalAffinity, labels: Tensor, priors: Tensor) -> dict[str, Tensor]:
-    u = poisson(w, labels, tol=1e-8)
+    u = poisson(w, labels, tol=1e-6)
     return {
-        "laplace": laplace(w, labels, tol=1e-6, on_unreached="uniform"),
-        "reweighted": reweighted_laplace(w, labels, tol=1e-6, on_unreached="uniform"),
+        "laplace": laplace(w, labels, tol=1e-4, on_unreached="uniform"),
+        "reweighted": reweighted_laplace(w, labels, tol=1e-4, on_unreached="uniform"),
         "poisson": u,
         "poisson_priors": class_prior_projection(u, labels, priors).scores,
     }
