@@ -57,7 +57,7 @@ def nearest(rows: Float[Tensor, "n D"], k: int) -> Found:
     distances = torch.full((rows.shape[0], k), torch.inf, dtype=torch.float64)
     scaled = rows.to(torch.float64)
     scaled = scaled - scaled.mean(0)
-    scaled /= scaled.abs().max().clamp(min=1e-300)
+    scaled /= max(float(scaled.abs().max()) if scaled.numel() else 0.0, 1e-300)
     again = torch.arange(rows.shape[0])
     for dtype in (torch.float32, torch.float64):
         again = _search(rows, scaled.to(dtype), again, ids, distances)
@@ -161,7 +161,7 @@ def _select(
     num_groups = -(-num_cols // max(1, num_cols // (_GROUPS * k)))
     least, order = np.empty(num_groups, half.dtype), np.empty(num_cols, half.dtype)
     keys, places = np.empty(num_cols, half.dtype), np.empty(num_cols, np.int64)
-    terms = np.empty(max(1, rows.shape[1]))
+    terms = np.zeros(max(1, rows.shape[1]))
     for row in range(products.shape[0]):
         query, product = queries[row], products[row]
         product[query] = -np.inf
@@ -221,7 +221,7 @@ def _smallest(values: Rows, k: int) -> float:
 @compiled
 def _rank_all(rows: Rows, queries: I64, ids: I64, distances: F64) -> None:
     """The neighbours of some rows among all, without products."""
-    terms, last = np.empty(max(1, rows.shape[1])), ids.shape[1] - 1
+    terms, last = np.zeros(max(1, rows.shape[1])), ids.shape[1] - 1
     for query in queries:
         for j in range(rows.shape[0]):
             # Nothing with a higher number enters a list of identical rows.

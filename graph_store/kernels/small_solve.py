@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from .batch_graph import BatchGraph, segment_sums
 from .compiled import compiled
+from .rows import tree_sum
 
 # Iterations between two looks at the residuals where these lie on a device.
 _STEPS = 16
@@ -103,7 +104,7 @@ class Solve:
     def begin(cls, system: System, rhs: Float64[Tensor, "n C"]) -> Solve:
         """Start at zero; `rhs` counts on the free rows alone."""
         r = rhs * system.scale
-        rr = r.square().sum(0)
+        rr = column_sums(r.square())
         return cls(system, torch.zeros_like(r), r, r.clone(), rr, rr.clone())
 
     @property
@@ -175,6 +176,11 @@ class Solve:
                 self.p = torch.where(runs, self.r + rr / self.rr * self.p, self.p)
                 self.rr = rr
                 self.steps += 1
+
+
+def column_sums(x: Float64[Tensor, "n C"]) -> Float64[Tensor, " C"]:
+    """Sums of the columns; a single one `torch.sum` would split by the number of threads."""
+    return tree_sum(x.T)
 
 
 @compiled

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float64
 from torch import Tensor
 
 from ...graph_store.kernels.batch_graph import BatchGraph, incident_sums, laplacian
-from ...graph_store.kernels.small_solve import Solve, System, make_system
+from ...graph_store.kernels.small_solve import Solve, System, column_sums, make_system
 
 KAPPA = 1e-6
 # Ratio of one exponent to the last on the way from 2 to p: a start that is near is worth more.
@@ -108,7 +108,7 @@ class _Energy:
             share = 1.0 if last is None else float((last / scale).max())
             solve.run(min(1e-2, max(1e-10, share**0.5)), 10 * len(u) + 100)
             step = solve.solution
-            gain = -(gradient * step).sum(0)
+            gain = -column_sums(gradient * step)
             if bool((gain <= least * scale).all()):
                 return u + step
             if (
@@ -127,8 +127,8 @@ class _Energy:
     def _size(self, u: Float64[Tensor, "n C"], p: float) -> Float64[Tensor, " C"]:
         """About the energy; 1 where it is 0."""
         t = u[self.graph.first] - u[self.graph.second]
-        size = (self.weights * edge_ratios(self.graph, u, p) * t.square()).sum(0)
-        size = size + self.tau * u.square().sum(0)
+        size = column_sums(self.weights * edge_ratios(self.graph, u, p) * t.square())
+        size = size + self.tau * column_sums(u.square())
         return torch.where(size > 0, size, 1.0)
 
     def _length(
@@ -141,7 +141,7 @@ class _Energy:
         """
         length = torch.ones_like(slope)
         for _ in range(_MAX_HALVINGS):
-            ahead = (self.gradient(u + length * step, p) * step).sum(0)
+            ahead = column_sums(self.gradient(u + length * step, p) * step)
             too_far = ahead > -0.5 * slope
             if not bool(too_far.any()):
                 break

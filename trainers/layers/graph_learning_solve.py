@@ -33,7 +33,7 @@ from ...graph_store.kernels.batch_graph import (
     laplacian,
     reachable,
 )
-from ...graph_store.kernels.small_solve import Solve, System, make_system
+from ...graph_store.kernels.small_solve import Solve, System, column_sums, make_system
 from .graph_learning_newton import edge_ratios, edge_slopes, linearize, minimize
 
 OnUnreached = Literal["raise", "uniform"]
@@ -92,7 +92,8 @@ class _Spread(torch.autograd.Function):
     @once_differentiable  # type: ignore[misc]
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (weights,) = ctx.saved_tensors
-        return None, *pull_back(ctx.problem, ctx.solved, weights, gradient)
+        needs_labels = ctx.needs_input_grad[2]
+        return None, *pull_back(ctx.problem, ctx.solved, weights, gradient, needs_labels)
 
 
 @dataclass(frozen=True)
@@ -115,15 +116,19 @@ def pull_back(
     solved: Solved,
     weights: Float64[Tensor, " e"],
     gradient: Float64[Tensor, "u C"],
-) -> tuple[Float64[Tensor, " e"], Float64[Tensor, "b C"], Float64[Tensor, ""]]:
+    needs_labels: bool = True,
+) -> tuple[Float64[Tensor, " e"], Float64[Tensor, "b C"] | None, Float64[Tensor, ""]]:
     """From the derivative by the probabilities those by weights, base labels and tau."""
     graph, u = problem.graph, solved.u
     g = torch.zeros_like(u)
     g[~problem.base] = gradient
     adjoint = _run(Solve.begin(solved.system, g), problem.tol, solved.is_stiff).solution
-    slopes = weights[:, None] * edge_slopes(graph, u, problem.p)
-    by_labels = -laplacian(graph, slopes, adjoint)[problem.base]
-    return _by_weights(graph, adjoint, u, problem.p), by_labels, -(adjoint * u).sum()
+    by_labels = None
+    if needs_labels:
+        slopes = weights[:, None] * edge_slopes(graph, u, problem.p)
+        by_labels = -laplacian(graph, slopes, adjoint)[problem.base]
+    by_tau = -column_sums(column_sums(adjoint * u)[:, None])[0]
+    return _by_weights(graph, adjoint, u, problem.p), by_labels, by_tau
 
 
 def _by_weights(

@@ -12,19 +12,19 @@ from torch import Tensor
 
 
 def _batch(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    x = torch.randn(70, 6, generator=torch.Generator().manual_seed(0), dtype=dtype)
-    labels = torch.arange(70) % 3
-    labels[20:] = -1
+    x = torch.randn(40, 6, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    labels = torch.arange(40) % 3
+    labels[10:] = -1
     return x, labels
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(
-    "layer",
+    ("layer", "dtype"),
     [
-        GraphLearningLayer(5),
-        GraphLearningLayer(5, tau=0.1, bandwidth=2.0),
-        GraphLearningLayer(5, p=3.0),
+        (GraphLearningLayer(5), torch.float32),
+        (GraphLearningLayer(5), torch.float64),
+        (GraphLearningLayer(5, tau=0.1, bandwidth=2.0), torch.float64),
+        (GraphLearningLayer(5, tau=0.1, p=2.2), torch.float64),
     ],
 )
 def test_layer_on_a_device_gives_the_numbers_of_the_cpu(
@@ -38,38 +38,38 @@ def test_layer_on_a_device_gives_the_numbers_of_the_cpu(
     torch.testing.assert_close(there.cpu(), here, rtol=0, atol=tolerance)
 
 
-def _derivatives(x: Tensor, base: Tensor, y: Tensor, v: Tensor, p: float) -> list[Tensor]:
+def _derivatives(x: Tensor, base: Tensor, y: Tensor, v: Tensor) -> list[Tensor]:
     """By weights, base labels, tau and features (autograd itself would leave the emulation)."""
     graph, weights = batch_weights(x, 5, "self_tuning")
-    problem = Problem(graph, base, p, 1e-13, "raise")
+    problem = Problem(graph, base, 2.0, 1e-13, "raise")
     solved = solve(problem, weights, y, y.new_zeros(()))
-    derivatives = pull_back(problem, solved, weights, v)
-    by_features = laplacian(graph, derivatives[0][:, None], x)
-    return [part.cpu() for part in (*derivatives, by_features)]
+    by_weights, by_labels, by_tau = pull_back(problem, solved, weights, v)
+    by_features = laplacian(graph, by_weights[:, None], x)
+    assert by_labels is not None
+    return [part.cpu() for part in (by_weights, by_labels, by_tau, by_features)]
 
 
-@pytest.mark.parametrize("p", [2.0, 3.0])
-def test_derivatives_on_a_device_are_those_of_the_cpu(p: float) -> None:
+def test_derivatives_on_a_device_are_those_of_the_cpu() -> None:
     x, labels = _batch(torch.float64)
     rng = torch.Generator().manual_seed(1)
-    y, v = (torch.rand(n, 3, generator=rng, dtype=torch.float64) for n in (20, 50))
-    parts = (x, labels >= 0, y, v)
-    here = _derivatives(*parts, p)
+    y, v = (torch.rand(n, 3, generator=rng, dtype=torch.float64) for n in (10, 30))
+    parts = [x, labels >= 0, y, v]
+    here = _derivatives(*parts)
     with OtherDevice():
-        there = _derivatives(*(part.to(DEVICE) for part in parts), p)
+        there = _derivatives(*(part.to(DEVICE) for part in parts))
     for a, b in zip(there, here):
         torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9)
 
 
 def test_unreached_rows_are_found_on_a_device() -> None:
     x, labels = _batch(torch.float32)
-    x[60:] += 1e6
+    x[30:] += 1e6
     with OtherDevice():
         layer, parts = GraphLearningLayer(5), (x.to(DEVICE), labels.to(DEVICE))
-        with pytest.raises(ValueError, match=r"rows \[60, 61"):
+        with pytest.raises(ValueError, match=r"rows \[30, 31"):
             layer(*parts)
         probs = GraphLearningLayer(5, on_unreached="uniform")(*parts)
-        assert torch.equal(probs[40:].cpu(), torch.full((10, 3), 1 / 3))
+        assert torch.equal(probs[20:].cpu(), torch.full((10, 3), 1 / 3))
 
 
 def test_edges_are_numbered_as_on_the_cpu() -> None:
