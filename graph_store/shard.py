@@ -149,10 +149,13 @@ class Shard:
         assert self._staged is not None
         began = time.perf_counter()
         view = self._view(self._staged)
-        state = node_state(self._staged, self._labels, self._device)
+        earlier = [number for number in self._rounds.numbers() if number < round]
+        last = self._rounds.get(earlier[-1]) if earlier else None
+        state = node_state(self._staged, self._labels, self._device, last)
         found = None if fn is None else fn(view, state)
         columns = solution_columns(self.spec, state, found)
         numbers = summarize(state, columns, view.all_sum)
+        numbers.update({} if found is None else found.numbers)
         seconds = torch.tensor([time.perf_counter() - began], dtype=torch.float64)
         numbers["seconds_solve"] = float(view.all_max(seconds.to(self._device)))
         self._solved = (round, {**self._staged, **columns})

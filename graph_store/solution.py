@@ -18,8 +18,16 @@ _RESERVED = frozenset(
 )
 
 
-def node_state(columns: Columns, labels: Int64[Tensor, " n"], device: torch.device) -> NodeState:
-    """The own rows as a method sees them: float32, labeled nodes with their one-hot label."""
+def node_state(
+    columns: Columns,
+    labels: Int64[Tensor, " n"],
+    device: torch.device,
+    last: Columns | None = None,
+) -> NodeState:
+    """The own rows as a method sees them: float32, labeled nodes with their one-hot label.
+
+    `last` holds the columns of the round before.
+    """
     probs = columns["probs"].clone()
     is_labeled = labels >= 0
     probs[is_labeled] = one_hot(labels[is_labeled], probs.shape[1]).to(probs.dtype)
@@ -29,6 +37,19 @@ def node_state(columns: Columns, labels: Int64[Tensor, " n"], device: torch.devi
         labels=labels.to(device),
         density=columns["density"].to(device),
         present=columns["present"].to(device),
+        last=None if last is None else _pseudo_labels(last, device),
+    )
+
+
+def _pseudo_labels(columns: Columns, device: torch.device) -> PseudoLabels | None:
+    """What a round's columns say; None where its method made no pseudo-labels."""
+    if "pseudo.probs" not in columns:
+        return None
+    made = {n.removeprefix(EXTRA): c for n, c in columns.items() if n.startswith(EXTRA)}
+    return PseudoLabels(
+        columns["pseudo.probs"].to(device),
+        columns["pseudo.weight"].to(device),
+        {name: column.to(device) for name, column in made.items()},
     )
 
 

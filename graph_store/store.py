@@ -119,7 +119,8 @@ class GraphStore(Protocol):
         """Run `fn` SPMD on the shards over the staged graph and publish `round` atomically.
 
         Returns global numbers: "coverage" (share of present unlabeled nodes with weight > 0),
-        "mean_weight", "seconds_solve", "seconds_publish". `fn` None, or a `fn` that returns None,
+        "mean_weight", "seconds_solve", "seconds_publish", and the `numbers` of `fn`'s result.
+        `fn` None, or a `fn` that returns None,
         publishes the round without pseudo-labels.
         """
         ...

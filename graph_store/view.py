@@ -138,6 +138,7 @@ class NodeState:
         density: Mean similarity to the k neighbours.
         present: False for nodes whose features were never put (unreadable samples); they have
             no edges and must get weight 0.
+        last: What the round before says about these nodes; None where there is none.
     """
 
     features: Float[Tensor, "n D"]
@@ -145,6 +146,7 @@ class NodeState:
     labels: Int64[Tensor, " n"]
     density: Float[Tensor, " n"]
     present: Bool[Tensor, " n"]
+    last: PseudoLabels | None = None
 
     @property
     def labeled(self) -> Bool[Tensor, " n"]:
@@ -159,11 +161,13 @@ class PseudoLabels:
         probs: Rows sum to 1, or are 0 where nothing arrived.
         weight: In [0, 1]; 0 = do not train on it.
         extra: Further per-node columns: cluster ids, path parents, path lengths ...
+        numbers: What the round's record shall say, the same on every shard; not kept by the store.
     """
 
     probs: Float[Tensor, "n C"]
     weight: Float[Tensor, " n"]
     extra: Mapping[str, Tensor] = field(default_factory=dict)
+    numbers: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -155,4 +155,5 @@ def _pseudo_inverse(
     values, vectors = torch.linalg.eigh((scaled + scaled.T) / 2)
     inverse = torch.where(values > noise, 1 / values.clamp(min=noise), 0.0)
     lifted = scale[:, None] * vectors
-    return (lifted * inverse) @ lifted.T
+    product: Tensor = (lifted * inverse) @ lifted.T
+    return product

@@ -16,6 +16,7 @@ from pydantic import Field
 from torch import nn
 
 from ...graph_store.solvers import local_global, pseudo_labels
+from ...graph_store.solvers.conjugate_gradient import CgResult
 from ...graph_store.view import GraphView, NodeState, PseudoLabels
 from ..labeling import onehot, targets_and_weight
 from ..layers.classifier import LinearClassifier
@@ -42,11 +43,14 @@ class LPDSSL(Method):
         return LinearClassifier(backbone, feature_dim, num_classes)
 
     def refresh(self, graph: GraphView, state: NodeState) -> PseudoLabels:
-        """Soft labels, certainties and class weights from propagation.
+        """Soft labels, certainties and class weights from propagation, started at the last round's.
 
-        `extra["class_weight"]` is zeta of each node's (pseudo-)label.
+        `extra["class_weight"]` is zeta of each node's (pseudo-)label, `extra["score"]` the sum of
+        its scores: with the probabilities it gives back the scores, where the next solve starts.
         """
         affinity = graph.affinity("power", gamma=self.gamma)
+        solves: list[CgResult] = []
+        last = state.last
         scores = local_global(
             affinity,
             state.labels,
@@ -55,6 +59,8 @@ class LPDSSL(Method):
             balance_classes=self.balance_classes,
             tol=self.tol,
             max_iter=self.max_iter,
+            x0=None if last is None else last.probs * last.extra["score"][:, None],
+            on_solve=solves.append,
         )
         found = pseudo_labels(scores, state.labels, all_sum=graph.all_sum, all_max=graph.all_max)
         weight = torch.where(state.present, found.weight, 0.0)
@@ -62,7 +68,14 @@ class LPDSSL(Method):
         return PseudoLabels(
             found.probs.to(torch.float32),
             weight.to(torch.float32),
-            {"class_weight": class_weight.to(torch.float32)},
+            {
+                "class_weight": class_weight.to(torch.float32),
+                "score": scores.clamp(min=0).sum(1).to(torch.float32),
+            },
+            {
+                "solve_iterations": float(solves[0].iterations),
+                "solve_residual": float(solves[0].residuals.max()),
+            },
         )
 
     def loss(self, net: NetworkCall, batch: Batch) -> Loss:
