@@ -24,7 +24,7 @@ def _batch(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         (GraphLearningLayer(5), torch.float32),
         (GraphLearningLayer(5), torch.float64),
         (GraphLearningLayer(5, tau=0.1, bandwidth=2.0), torch.float64),
-        (GraphLearningLayer(5, tau=0.1, p=2.2), torch.float64),
+        (GraphLearningLayer(5, tau=1.0, p=2.2), torch.float64),
     ],
 )
 def test_layer_on_a_device_gives_the_numbers_of_the_cpu(
