@@ -246,6 +246,24 @@ def test_a_round_may_be_published_without_pseudo_labels(store: GraphStore) -> No
         assert found.extra == {}
 
 
+def test_refresh_sees_the_round_before_and_its_numbers_come_back(store: GraphStore) -> None:
+    seen = ("path_length", "path_label", "seen")
+
+    def refresh(graph: GraphView, state: NodeState) -> PseudoLabels:
+        last = state.last
+        assert last is not None
+        assert set(last.extra) == set(seen)
+        total = graph.all_sum(last.weight.double().sum().reshape(1))
+        return PseudoLabels(last.probs, last.weight, numbers={"total": float(total[0])})
+
+    before = store.pseudo_labels(ALL, round=1)
+    numbers = store.refresh(refresh, round=2)
+    assert numbers["total"] == pytest.approx(float(before.weight.double().sum()), abs=1e-9)
+    after = store.pseudo_labels(ALL, round=2)
+    assert torch.equal(after.probs, before.probs)
+    assert torch.equal(after.weight, before.weight)
+
+
 def test_rounds_may_be_computed_again_from_an_earlier_one(store: GraphStore) -> None:
     store.refresh(None, round=1)
     assert store.published() == (0, 1)

@@ -1,9 +1,11 @@
 """LPDSSL's round on two cliques and its loss by hand."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
+from labelmesh.graph_store.knn_graph import knn_graph
 from labelmesh.graph_store.local_view import LocalGraphView
 from labelmesh.graph_store.view import NodeState, PseudoLabels
 from labelmesh.trainers.method import Batch
@@ -44,6 +46,22 @@ def test_rare_classes_weigh_more() -> None:
     made = LPDSSL().refresh(*_cliques())
     torch.testing.assert_close(made.extra["class_weight"][:3], torch.ones(3))
     torch.testing.assert_close(made.extra["class_weight"][3:8], torch.full((5,), 3 / 5))
+
+
+def test_the_next_round_starts_at_the_scores_of_the_last() -> None:
+    x = torch.randn(80, 6, generator=torch.Generator().manual_seed(0))
+    found = knn_graph(x, k=6, metric="cosine")
+    graph = LocalGraphView(found.ids, found.distances, (2 - 2 * found.distances).sqrt())
+    labels, present = torch.full((80,), -1), torch.ones(80, dtype=torch.bool)
+    labels[:6] = torch.arange(6) % 2
+    state = NodeState(x, torch.full((80, 2), 0.5), labels, torch.ones(80), present)
+    solved = LPDSSL(max_iter=1000, tol=1e-9).refresh(graph, state)
+    assert solved.numbers["solve_residual"] <= 1e-9
+    hurried = LPDSSL(max_iter=1)
+    cold, warm = (hurried.refresh(graph, replace(state, last=last)) for last in (None, solved))
+    assert cold.numbers["solve_iterations"] == warm.numbers["solve_iterations"] == 1
+    assert warm.numbers["solve_residual"] < 0.5 * cold.numbers["solve_residual"]
+    assert (warm.probs - solved.probs).abs().max() < 0.1 < (cold.probs - solved.probs).abs().max()
 
 
 INPUTS = torch.tensor([[0.0, 0.0], [math.log(3.0), 0.0], [0.0, 0.0]])
