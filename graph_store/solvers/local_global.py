@@ -47,7 +47,8 @@ def local_global(
         balance_classes: Divide each class's column of Y by its number of labeled nodes (LPDSSL).
         tol: Stop when every class's residual is below `tol` times the norm of its column of Y.
         max_iter: Upper bound on the number of products with S.
-        x0: Where to start, (n, C): the scores of similar labels or weights.
+        x0: Where to start, (n, C): the scores of similar labels or weights. Rows of labeled nodes
+            count for little; they are taken from their neighbours'.
         dtype: float32 halves time and memory; then `tol` should be 1e-5 or more.
         on_solve: Told how the solve went; it need not have converged.
 
@@ -65,7 +66,12 @@ def local_global(
         y = y / w.all_sum(y.sum(0)).clamp(min=1)
     scale = math.sqrt(alpha) * inverse_sqrt(w.degrees)
     system = graph_system(w, diagonal=torch.ones_like(scale), scale=scale, dtype=dtype)
-    start = None if x0 is None else as_tensor(x0).to(y)
+    start = None
+    if x0 is not None:
+        start = as_tensor(x0).to(y)
+        # What the fixed point makes of a labeled node's row, from those of its neighbours.
+        swept = y + scale[:, None] * w.matmul(scale[:, None] * start)
+        start = torch.where(y.sum(1, keepdim=True) > 0, swept, start)
     result = system.solve(y, x0=start, tol=tol, max_iter=max_iter, on_solve=on_solve)
     return like(result.solution, labels)
 
