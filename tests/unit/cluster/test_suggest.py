@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import doctest
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from labelmesh.cluster import suggest as suggesting
 from labelmesh.cluster.suggest import Suggestions, suggest
 from labelmesh.cluster.suggest_run import load_run
 from labelmesh.datasets.reader import Reader
@@ -78,6 +80,11 @@ def test_bad_input(clusters: Arrays) -> None:
         suggest(x, labels, criterion="luck")
     with pytest.raises(ValueError, match="method = 'luck'"):
         suggest(x, labels, count=3, method="luck")
+
+
+def test_the_example_is_right() -> None:
+    failed, tried = doctest.testmod(suggesting)
+    assert (failed, tried) == (0, 3)
 
 
 def test_table() -> None:
