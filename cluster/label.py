@@ -11,7 +11,6 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from ..graph_store.index import Backend
 from ..graph_store.kernels.knn import Metric
 from ..graph_store.knn_graph import knn_graph
 from ..graph_store.labeling import METHODS, Propagation, Propagator
@@ -142,11 +141,10 @@ def solve_array(
     *,
     k: int,
     metric: str,
-    backend: str = "auto",
     folds: Folds | None = None,
     on_stage: OnStage = lambda stage: None,
 ) -> Solved:
-    """Label rows in this process; neighbours are searched once, whatever the number of folds.
+    """Label rows by exact neighbours in this process, searched once for all folds.
 
     Args:
         labels: Class numbers 0..C-1, -1 = unlabeled.
@@ -156,9 +154,9 @@ def solve_array(
     Raises:
         ValueError: What `knn_graph` and `Propagator.solve` refuse.
     """
-    on_stage(f"finding {k} neighbours of {len(features):,} rows ({_search_name(backend)})")
+    on_stage(f"finding {k} neighbours of {len(features):,} rows (exact)")
     x = torch.from_numpy(features if features.flags.writeable else features.copy())
-    graph = knn_graph(x, k, cast(Metric, metric), cast(Backend, backend), slack=0)
+    graph = knn_graph(x, k, cast(Metric, metric), slack=0)
     view = graph.as_view()
     on_stage(f"solving {how.method}")
     propagator, given = Propagator(view, how), torch.from_numpy(labels)
@@ -210,7 +208,3 @@ def to_table(
             "source": source.cast(pa.string()),
         }
     )
-
-
-def _search_name(backend: str) -> str:
-    return "approximate, ivf" if backend == "ivf" else "exact"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -12,9 +12,12 @@ from .output import print_facts, print_json, print_table
 from .stages import Stages
 
 if TYPE_CHECKING:
+    from ..graph_store.labeling import Propagation
+    from ..graph_store.labeling_round import Folds
+    from ..graph_store.store import StoreSpec
     from .column_files import OpenColumns
     from .compare import Comparison
-    from .label import Solved
+    from .label import OnStage, Solved
     from .label_plan import Plan
 
 
@@ -46,7 +49,8 @@ def label(
         typer.Option(help="Use a store of so many shards on Ray; else only if memory is short."),
     ] = None,
     search: Annotated[
-        str, typer.Option(help="exact, approximate, or auto: exact up to 300,000 rows.")
+        str,
+        typer.Option(help="exact, approximate, or auto: exact where that takes minutes."),
     ] = "auto",
     compare: Annotated[
         bool,
@@ -61,6 +65,7 @@ def label(
     from .columns import write_table
     from .compare import make_folds
     from .label import check_options, encode, make_labeling, to_table
+    from .label_plan import available_bytes, make_plan
 
     start = time.perf_counter()
     how = check_options(method, metric, sigma)
@@ -68,17 +73,17 @@ def label(
     assert columns.features is not None
     assert columns.labels is not None
     classes, encoded = encode(columns.labels)
-    plan = _plan(columns, len(classes), k, metric, shards, search)
+    spec = _spec(columns, len(classes), k, metric)
+    plan = make_plan(spec, shards=shards, search=search, available=available_bytes())
     folds = make_folds(encoded, seed) if compare else "not asked for"
     with Stages(is_long=columns.features.shape[0] >= _MANY_ROWS) as stages:
         stages.begin(f"{columns.features.shape[0]:,} rows on {plan.where}")
-        options: dict[str, Any] = {"k": k, "metric": metric, "on_stage": stages.begin}
-        options["folds"] = None if isinstance(folds, str) else folds
-        solved = _solve(plan, columns, features, encoded, len(classes), how, options)
+        held_out = None if isinstance(folds, str) else folds
+        solved = _solve(plan, spec, columns, features, encoded, how, held_out, stages.begin)
         scores = None
-        if not isinstance(folds, str):
+        if held_out is not None:
             stages.begin("comparing with a linear probe and plain kNN")
-            scores = _compare(columns, encoded, solved, folds, metric)
+            scores = _compare(columns, encoded, solved, held_out, metric)
         found = make_labeling(solved, columns.labels, classes)
         stages.begin(f"writing {out}")
         write_table(to_table(found, columns.keys, columns.classes), out)
@@ -89,7 +94,7 @@ def label(
         "coverage": found.coverage,
         "mean_confidence": float(found.confidence.mean()),
         "where": plan.where,
-        "search": plan.why_search,
+        "search": _search(plan, solved),
     }
     if solved.recall is not None:
         result["recall"] = solved.recall.value
@@ -125,49 +130,64 @@ def _read(features: str, labels: str | None) -> OpenColumns:
     return columns
 
 
-def _plan(
-    columns: OpenColumns, num_classes: int, k: int, metric: str, shards: int | None, search: str
-) -> Plan:
+def _spec(columns: OpenColumns, num_classes: int, k: int, metric: str) -> StoreSpec:
     from typing import cast
 
     from ..graph_store.checks import check_spec
     from ..graph_store.store import Metric, StoreSpec
-    from .label_plan import available_bytes, has_faiss, make_plan
 
     assert columns.features is not None
     num_rows, dim = columns.features.shape
-    spec = StoreSpec(num_rows, dim, num_classes, k, cast(Metric, metric))
+    # Nothing is lost: float32 holds all of float16.
+    is_half = columns.features.dtype == "float16"
+    dtype: Literal["float16", "float32"] = "float16" if is_half else "float32"
+    spec = StoreSpec(num_rows, dim, num_classes, k, cast(Metric, metric), dtype)
     check_spec(spec)
-    return make_plan(
-        spec, shards=shards, search=search, available=available_bytes(), has_faiss=has_faiss()
-    )
+    return spec
 
 
 def _solve(
     plan: Plan,
+    spec: StoreSpec,
     columns: OpenColumns,
     uri: str,
     labels: Any,
-    num_classes: int,
-    how: Any,
-    options: dict[str, Any],
+    how: Propagation,
+    folds: Folds | None,
+    on_stage: OnStage,
 ) -> Solved:
+    from dataclasses import replace
+
     from .feature_rows import as_array
     from .label import solve_array
 
     assert columns.features is not None
-    if plan.num_shards:
-        from .label_store import solve_on_shards
+    if plan.is_exact and not plan.num_shards:
+        return solve_array(
+            as_array(columns.features, uri),
+            labels,
+            spec.num_classes,
+            how,
+            k=spec.k,
+            metric=spec.metric,
+            folds=folds,
+            on_stage=on_stage,
+        )
+    from .label_store import StoreTask, solve_on_local_store, solve_on_shards
 
-        options |= {"num_shards": plan.num_shards, "approximate": plan.search != "exact"}
-        return solve_on_shards(columns.features, uri, labels, num_classes, how, **options)
-    backend = "ivf" if plan.search == "ivf" else "auto"
-    rows = as_array(columns.features, uri)
-    return solve_array(rows, labels, num_classes, how, backend=backend, **options)
+    spec = replace(spec, update="exact" if plan.is_exact else "refine")
+    task = StoreTask(columns.features, uri, labels, spec, how, folds, on_stage)
+    return solve_on_shards(task, plan.num_shards) if plan.num_shards else solve_on_local_store(task)
+
+
+def _search(plan: Plan, solved: Solved) -> str:
+    if not plan.is_exact and solved.recall is None:
+        return "exact, as approximate search found too little"
+    return plan.search
 
 
 def _compare(
-    columns: OpenColumns, labels: Any, solved: Solved, folds: Any, metric: str
+    columns: OpenColumns, labels: Any, solved: Solved, folds: Folds, metric: str
 ) -> Comparison:
     from .compare import compare
     from .feature_rows import take_rows

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from ..graph_store.memory import peak_bytes_per_node
 from ..graph_store.store import StoreSpec
 
 SEARCHES = ("auto", "exact", "approximate")
-# Rows from which on "auto" searches approximately: the exact search grows with their square.
-EXACT_ROWS = 300_000
+# "auto" searches exactly up to this many products, rows x rows x width: 800,000 rows of width 32 or
+# 160,000 of 768, some ten minutes of one core. It depends on no machine, so labels do not either.
+EXACT_PRODUCTS = 2e13
 # What a shard may hold where the number of shards is chosen here.
 SHARD_BYTES = 4 << 30
 # Most of the memory that is free; the rest is for what is not counted.
@@ -25,15 +24,15 @@ _SOLVE_COLUMNS = 10
 @dataclass(frozen=True)
 class Plan:
     """Attributes:
-    num_shards: Of the store on Ray; 0: arrays in this process.
-    search: "exact"; "ivf" or "refine": approximate, in this process or on shards.
-    where, why_search: Both choices in words.
+    num_shards: Of the store on Ray; 0: this process.
+    is_exact: Whether neighbours are searched exactly, or refined until enough of them are found.
+    where, search: Both choices in words.
     """
 
     num_shards: int
-    search: Literal["exact", "ivf", "refine"]
+    is_exact: bool
     where: str
-    why_search: str
+    search: str
 
 
 def make_plan(
@@ -42,7 +41,6 @@ def make_plan(
     shards: int | None = None,
     search: str = "auto",
     available: int | None = None,
-    has_faiss: bool = True,
 ) -> Plan:
     """Decide.
 
@@ -60,21 +58,12 @@ def make_plan(
     if shards is not None and shards < 1:
         raise ValueError(f"shards = {shards} must be at least 1; leave it out for one process")
     num_shards, where = _where(spec, shards, available)
-    is_large = spec.num_nodes > EXACT_ROWS
-    if search == "exact" or (search == "auto" and not is_large):
-        why = "as asked" if search == "exact" else f"up to {EXACT_ROWS:,} rows"
-        return Plan(num_shards, "exact", where, f"exact ({why})")
-    why = "as asked" if search == "approximate" else f"more than {EXACT_ROWS:,} rows"
-    if num_shards:
-        return Plan(num_shards, "refine", where, f"approximate, refined ({why})")
-    if has_faiss:
-        return Plan(0, "ivf", where, f"approximate, faiss IVF ({why})")
-    if search == "approximate":
-        raise ValueError(
-            "search = 'approximate' in one process needs faiss: install labelmesh[cpu], or use "
-            "--search exact or --shards 1"
-        )
-    return Plan(0, "exact", where, f"exact ({why}, but faiss is not installed)")
+    if search != "auto":
+        return Plan(num_shards, search == "exact", where, f"{search} (as asked)")
+    is_exact = spec.num_nodes**2 * spec.dim <= EXACT_PRODUCTS
+    size = f"{spec.num_nodes:,} rows of width {spec.dim}"
+    why = f"exact ({size} are few enough)" if is_exact else f"approximate ({size} are many)"
+    return Plan(num_shards, is_exact, where, why)
 
 
 def bytes_in_process(spec: StoreSpec) -> int:
@@ -104,11 +93,6 @@ def available_bytes(
     except (OSError, ValueError):  # no container, or "max": no limit
         return free
     return min(free, limit - used)
-
-
-def has_faiss() -> bool:
-    """Whether faiss is installed; asked without importing it."""
-    return importlib.util.find_spec("faiss") is not None
 
 
 def _where(spec: StoreSpec, shards: int | None, available: int | None) -> tuple[int, str]:

@@ -52,7 +52,7 @@ def test_it_says_what_label_features_says(
     result = json.loads(capsys.readouterr().out)
     assert (result["rows"], result["given"], result["classes"]) == (90, 12, 3)
     assert result["where"].startswith("one process")
-    assert result["search"] == "exact (up to 300,000 rows)"
+    assert result["search"] == "exact (90 rows of width 4 are few enough)"
     assert result["no_comparison"] is None
     scores = result["comparison"]
     assert (scores["method"], scores["num_folds"], scores["num_held_out"]) == ("laplace", 4, 12)
@@ -153,14 +153,24 @@ def test_the_seed_decides_about_folds_alone(
 
 
 def test_approximate_search_tells_its_recall(
-    data: tuple[Path, Any, Any], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("faiss")
-    folder, _, _ = data
-    run(folder, "--labels", str(folder / "y.npy"), "--search", "approximate", "--json")
-    result = json.loads(capsys.readouterr().out)
-    assert result["search"] == "approximate, faiss IVF (as asked)"
-    assert 0.5 < result["recall_low"] <= result["recall"] <= 1.0
+    rng = np.random.default_rng(0)
+    truth = np.arange(1500) % 3
+    x = (rng.normal(size=(1500, 4)) + 5 * np.eye(3, 4)[truth]).astype(np.float16)
+    np.savez(tmp_path / "x.npz", features=x, labels=np.where(np.arange(1500) < 12, truth, -1))
+    tables, results = [], []
+    # With 8 neighbours refinement does not find enough of them.
+    for search, k in (("exact", "20"), ("approximate", "20"), ("approximate", "8")):
+        tables.append(run(tmp_path, "--search", search, "--k", k, "--json", features="x.npz"))
+        results.append(json.loads(capsys.readouterr().out))
+    exact, approximate, in_vain = results
+    assert "recall" not in exact
+    assert approximate["search"] == "approximate (as asked)"
+    assert 0.98 < approximate["recall_low"] <= approximate["recall"] <= 1.0
+    assert "recall" not in in_vain
+    assert in_vain["search"] == "exact, as approximate search found too little"
+    assert (tables[0]["label"].to_numpy() == tables[1]["label"].to_numpy()).mean() > 0.999
 
 
 @pytest.mark.parametrize(

@@ -7,24 +7,21 @@ from pathlib import Path
 
 import pytest
 from labelmesh.cluster.label_plan import (
-    EXACT_ROWS,
     SHARD_BYTES,
     available_bytes,
     bytes_in_process,
-    has_faiss,
     make_plan,
 )
 from labelmesh.graph_store.memory import peak_bytes_per_node
 from labelmesh.graph_store.store import StoreSpec
 
 SMALL = StoreSpec(num_nodes=1000, dim=16, num_classes=10, k=20, metric="euclidean")
-LARGE = replace(SMALL, num_nodes=EXACT_ROWS + 1)
 GIB = 1 << 30
 
 
 def test_what_fits_stays_in_one_process() -> None:
     plan = make_plan(SMALL, available=8 * GIB)
-    assert (plan.num_shards, plan.search) == (0, "exact")
+    assert (plan.num_shards, plan.is_exact) == (0, True)
     assert plan.where.startswith("one process (about ")
     assert plan.where.endswith(" of 8 GiB free)")
     assert make_plan(SMALL).num_shards == 0
@@ -36,32 +33,30 @@ def test_what_does_not_fit_goes_to_shards_of_bounded_size() -> None:
     each = peak_bytes_per_node(spec) * spec.num_nodes / plan.num_shards
     assert plan.num_shards >= 2
     assert each <= SHARD_BYTES
-    assert plan.search == "refine"
+    assert not plan.is_exact
     assert "one process would take about" in plan.where
     tight = make_plan(SMALL, available=bytes_in_process(SMALL))
     assert tight.num_shards == 2
 
 
 @pytest.mark.parametrize(
-    ("spec", "search", "shards", "faiss", "expected"),
+    ("num_rows", "dim", "search", "is_exact"),
     [
-        (SMALL, "auto", None, True, "exact"),
-        (SMALL, "approximate", None, True, "ivf"),
-        (SMALL, "approximate", 2, True, "refine"),
-        (SMALL, "auto", 2, True, "exact"),
-        (LARGE, "auto", None, True, "ivf"),
-        (LARGE, "auto", None, False, "exact"),
-        (LARGE, "auto", 3, True, "refine"),
-        (LARGE, "exact", None, True, "exact"),
-        (LARGE, "exact", 3, True, "exact"),
+        (700_000, 32, "auto", True),
+        (1_000_000, 32, "auto", False),
+        (100_000, 768, "auto", True),
+        (200_000, 768, "auto", False),
+        (1000, 16, "approximate", False),
+        (1_000_000, 32, "exact", True),
     ],
 )
-def test_search(
-    spec: StoreSpec, search: str, shards: int | None, faiss: bool, expected: str
-) -> None:
-    plan = make_plan(spec, shards=shards, search=search, has_faiss=faiss)
-    assert plan.search == expected
+@pytest.mark.parametrize("shards", [None, 3])
+def test_search(num_rows: int, dim: int, search: str, is_exact: bool, shards: int | None) -> None:
+    spec = replace(SMALL, num_nodes=num_rows, dim=dim)
+    plan = make_plan(spec, shards=shards, search=search)
+    assert plan.is_exact == is_exact
     assert plan.num_shards == (shards or 0)
+    assert plan.search.startswith("exact (" if is_exact else "approximate (")
 
 
 def test_what_cannot_be_is_refused() -> None:
@@ -69,8 +64,6 @@ def test_what_cannot_be_is_refused() -> None:
         make_plan(SMALL, search="fast")
     with pytest.raises(ValueError, match="shards = 0 must be at least 1"):
         make_plan(SMALL, shards=0)
-    with pytest.raises(ValueError, match="needs faiss"):
-        make_plan(SMALL, search="approximate", has_faiss=False)
 
 
 def test_memory_is_what_the_machine_and_the_container_leave(tmp_path: Path) -> None:
@@ -83,7 +76,3 @@ def test_memory_is_what_the_machine_and_the_container_leave(tmp_path: Path) -> N
     (tmp_path / "memory.max").write_text("max\n")
     assert available_bytes(meminfo, tmp_path) == 2048 * 1024
     assert available_bytes(tmp_path / "nothing", tmp_path) is None
-
-
-def test_faiss_is_asked_for_without_importing_it() -> None:
-    assert isinstance(has_faiss(), bool)
