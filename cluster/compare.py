@@ -97,8 +97,8 @@ def compare(
     neighbors = _num_neighbors(labels, fold)
     linear, nearest = np.full_like(labels, -1), np.full_like(labels, -1)
     for train, test in _splits(fold, folds.count):
-        linear[test] = _linear_probe(features[train], labels[train], features[test])
-        nearest[test] = _knn(features[train], labels[train], features[test], neighbors, metric)
+        linear[test] = linear_probe(features[train], labels[train], features[test])
+        nearest[test] = knn(features[train], labels[train], features[test], neighbors, metric)
     graph, probe, plain = (
         float((found[is_scored] == labels[is_scored]).mean())
         for found in (held_out, linear, nearest)
@@ -125,9 +125,10 @@ def _num_neighbors(labels: NDArray[np.int64], fold: NDArray[np.int64]) -> int:
     return max(1, min(MAX_NEIGHBORS, *left))
 
 
-def _linear_probe(
+def linear_probe(
     x: NDArray[np.float32], y: NDArray[np.int64], queries: NDArray[np.float32]
 ) -> NDArray[np.int64]:
+    """Classes of `queries` by logistic regression on the standardised rows `x` of classes `y`."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -143,13 +144,14 @@ def _linear_probe(
     return found
 
 
-def _knn(
+def knn(
     x: NDArray[np.float32],
     y: NDArray[np.int64],
     queries: NDArray[np.float32],
     neighbors: int,
     metric: str,
 ) -> NDArray[np.int64]:
+    """Classes of `queries` by vote of the nearest rows of `x`."""
     from sklearn.neighbors import KNeighborsClassifier
 
     voters = KNeighborsClassifier(neighbors, metric=metric).fit(x, y)
