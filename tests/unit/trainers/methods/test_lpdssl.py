@@ -62,7 +62,7 @@ def test_the_next_round_starts_at_the_scores_of_the_last() -> None:
     assert cold.numbers["solve_iterations"] == warm.numbers["solve_iterations"] == 1
     assert warm.numbers["solve_residual"] < 0.5 * cold.numbers["solve_residual"]
     errors = [float((part.probs - solved.probs).abs().max()) for part in (cold, warm)]
-    assert errors[1] < 0.1 * errors[0]
+    assert errors[1] < 0.25 * errors[0]
 
 
 INPUTS = torch.tensor([[0.0, 0.0], [math.log(3.0), 0.0], [0.0, 0.0]])
