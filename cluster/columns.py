@@ -85,6 +85,11 @@ def write_table(table: pa.Table, uri: str) -> None:
         pq.write_table(table, file)
 
 
+def num_repeated(keys: NDArray[Any] | None) -> int:
+    """Rows whose key an earlier row has, too; 0 without keys."""
+    return 0 if keys is None else len(keys) - len(pa.array(keys).unique())
+
+
 def _labels_by_key(
     keys: NDArray[Any], theirs: NDArray[Any], labels: NDArray[np.int64], uri: str
 ) -> NDArray[np.int64]:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..graph_store.store import StoreSpec
     from .column_files import OpenColumns
     from .compare import Comparison
-    from .label import OnStage, Solved
+    from .label import Labeling, OnStage, Solved
     from .label_plan import Plan
 
 
@@ -62,7 +62,7 @@ def label(
     ),
 ) -> None:
     """Label embeddings along their nearest-neighbour graph; nothing is trained."""
-    from .columns import write_table
+    from .columns import num_repeated, write_table
     from .compare import make_folds
     from .label import check_options, encode, make_labeling, to_table
     from .label_plan import available_bytes, make_plan
@@ -87,25 +87,16 @@ def label(
         found = make_labeling(solved, columns.labels, classes)
         stages.begin(f"writing {out}")
         write_table(to_table(found, columns.keys, columns.classes), out)
-    result: dict[str, Any] = {
-        "rows": len(found.labels),
-        "given": int(found.given.sum()),
-        "classes": len(classes),
-        "coverage": found.coverage,
-        "mean_confidence": float(found.confidence.mean()),
-        "where": plan.where,
-        "search": _search(plan, solved),
-    }
-    if solved.recall is not None:
-        result["recall"] = solved.recall.value
-        result["recall_low"] = solved.recall.low
-    result |= {"seconds": time.perf_counter() - start, "out": out}
+    facts = _facts(spec, plan, solved, found)
+    if repeated := num_repeated(columns.keys):
+        facts["keys that come more than once"] = repeated
+    facts |= {"seconds": time.perf_counter() - start, "out": out}
     why_not = folds if isinstance(folds, str) else None
     if json:
         shown = None if scores is None else {"method": method, **asdict(scores)}
-        print_json({**result, "comparison": shown, "no_comparison": why_not})
+        print_json({**facts, "comparison": shown, "no_comparison": why_not})
         return
-    print_facts(result)
+    print_facts(facts)
     if scores is not None:
         _print_comparison(method, scores)
     elif compare:
@@ -180,10 +171,25 @@ def _solve(
     return solve_on_shards(task, plan.num_shards) if plan.num_shards else solve_on_local_store(task)
 
 
-def _search(plan: Plan, solved: Solved) -> str:
+def _facts(spec: StoreSpec, plan: Plan, solved: Solved, found: Labeling) -> dict[str, Any]:
+    search = plan.search
     if not plan.is_exact and solved.recall is None:
-        return "exact, as approximate search found too little"
-    return plan.search
+        search = "exact, as approximate search found too little"
+    facts: dict[str, Any] = {
+        "rows": spec.num_nodes,
+        "width": spec.dim,
+        "given": int(found.given.sum()),
+        "classes": spec.num_classes,
+        "coverage": found.coverage,
+        "mean_confidence": float(found.confidence.mean()),
+        "where": plan.where,
+        "search": search,
+    }
+    if spec.dtype == "float16":
+        facts["precision"] = "float16 rows, computed in float32"
+    if solved.recall is not None:
+        facts |= {"recall": solved.recall.value, "recall_low": solved.recall.low}
+    return facts
 
 
 def _compare(

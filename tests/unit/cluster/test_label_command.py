@@ -127,6 +127,16 @@ def test_names_go_in_and_come_back(data: tuple[Path, Any, Any]) -> None:
     assert table["source"].to_pylist() == ["given"] * 12 + ["graph"] * 78
 
 
+def test_keys_that_come_twice_are_told(
+    data: tuple[Path, Any, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, x, labels = data
+    np.savez(folder / "x.npz", features=x, labels=labels, keys=np.arange(90) % 88)
+    table = run(folder, "--json", "--no-compare", features="x.npz")
+    assert json.loads(capsys.readouterr().out)["keys that come more than once"] == 2
+    assert table["key"].to_pylist() == [row % 88 for row in range(90)]
+
+
 def test_what_is_not_reached_has_no_name(data: tuple[Path, Any, Any]) -> None:
     folder, x, labels = data
     x[labels.size // 2 :] += 1000
@@ -166,6 +176,7 @@ def test_approximate_search_tells_its_recall(
         results.append(json.loads(capsys.readouterr().out))
     exact, approximate, in_vain = results
     assert "recall" not in exact
+    assert exact["precision"] == "float16 rows, computed in float32"
     assert approximate["search"] == "approximate (as asked)"
     assert 0.98 < approximate["recall_low"] <= approximate["recall"] <= 1.0
     assert "recall" not in in_vain
