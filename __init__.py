@@ -9,9 +9,12 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "Affinity": "graph_store.affinity",
+    "GraphLabeler": "graph_store.labeler",
+    "GraphLearningLayer": "trainers.layers.graph_learning",
     "GraphStore": "graph_store.facade",
     "connect": "cluster.api",
     "knn_graph": "graph_store.knn_graph",
+    "suggest": "cluster.suggest",
 }
 __all__ = ["__version__", *_PUBLIC]
 

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
+from .evaluate import evaluate
 from .label_command import label
 from .output import RUN_FAILED, explain, print_facts, print_json, print_table
 from .suggest_command import suggest
@@ -49,6 +50,7 @@ def build_app() -> typer.Typer:
     app.command()(label)
     app.command()(suggest)
     app.command()(predict)
+    app.command()(evaluate)
     app.command()(report)
     app.command()(runs)
     app.command()(doctor)
