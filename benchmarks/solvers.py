@@ -9,14 +9,14 @@ this script alone), which stops at an absolute residual: ours stops at the relat
 theirs has reached. Local and global consistency against scipy's conjugate gradients, class by
 class. Medians of interleaved repetitions in wall-clock and CPU seconds and their ratios (above 1:
 Labelmesh is faster); "residual" is the largest relative residual of a class after both, in the norm
-of D^-1, computed alike; "agree" is the share of nodes with the same class in both answers.
+of D^-1, computed alike; "agree" is the share of nodes with the same class in both answers; "MB" is
+what a solve is documented to take at most beside its weights.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -77,7 +77,7 @@ def main() -> None:
     print(f"{name}, n = {len(rows)}, {args.threads} threads, medians of {args.repeats}")
     print(
         f"{'solver':20} {'entries':>9} {'theirs s':>9} {'ours s':>8} {'faster':>7} {'cpu':>6} "
-        f"{'their residual':>14} {'ours':>9} {'agree':>8} {'peak MB':>8} {'documented':>10}"
+        f"{'their residual':>14} {'ours':>9} {'agree':>8} {'MB':>6}"
     )
     with threadpool_limits(args.threads):
         for case in cases(rows, args.only, args.labels_per_class):
@@ -181,7 +181,7 @@ BUILDERS = {"laplace": laplace_case, "poisson": poisson_case}
 def compare(case: Case, repeats: int) -> None:
     expected = case.theirs()
     reached = case.residual(expected)
-    found, peak = watched(lambda: case.ours(reached))
+    found = case.ours(reached)
     times: dict[str, tuple[list[float], list[float]]] = {"theirs": ([], []), "ours": ([], [])}
     for _ in range(repeats):
         for name, call in (("theirs", case.theirs), ("ours", lambda: case.ours(reached))):
@@ -196,7 +196,7 @@ def compare(case: Case, repeats: int) -> None:
         f"{case.name:20} {case.num_entries:9d} {wall['theirs']:9.3f} {wall['ours']:8.3f} "
         f"{wall['theirs'] / wall['ours']:7.2f} {cpu['theirs'] / cpu['ours']:6.2f} "
         f"{reached:14.2e} {case.residual(found):9.2e} {agree:8.5f} "
-        f"{peak / 2**20:8.0f} {case.num_bytes / 2**20:10.0f}",
+        f"{case.num_bytes / 2**20:6.0f}",
         flush=True,
     )
 
@@ -248,28 +248,6 @@ def size(w: LocalAffinity, num_classes: int) -> tuple[int, int]:
     """Entries of the weights, and the bytes that a solve is documented to take."""
     num_entries = w.csr.cols.shape[0]
     return num_entries, solver_bytes(w.num_nodes, num_entries, num_classes)
-
-
-def watched(call: Callable[[], NDArray[np.float64]]) -> tuple[NDArray[np.float64], int]:
-    """The result, and by how many bytes the resident memory grew at most meanwhile."""
-    page, stop, peak = 4096, threading.Event(), [0]
-
-    def resident() -> int:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * page
-
-    before = resident()
-
-    def watch() -> None:
-        while not stop.wait(0.002):
-            peak[0] = max(peak[0], resident() - before)
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        return call(), peak[0]
-    finally:
-        stop.set()
-        thread.join()
 
 
 if __name__ == "__main__":

@@ -54,13 +54,13 @@ def weights_bytes(num_nodes: int, num_entries: int) -> int:
 
 
 def solver_bytes(num_nodes: int, num_entries: int, num_classes: int, itemsize: int = 8) -> int:
-    """Bytes that a linear solve takes at its peak beside the affinity, the result among them.
+    """Bytes that a linear solve takes at most beside the affinity, the result among them.
 
-    The scaled weights once more with 32-bit columns, eight blocks of columns (labels, right-hand
-    side and its reordered copy, solution, residual, direction, image, result) and what it keeps per
-    node (order and its inverse, groups, components, diagonal, scale).
+    The scaled weights once more with 32-bit columns, up to twelve blocks of columns (labels,
+    sources, right-hand side, solution, residual, direction, image, their parts without converged
+    columns, result) and what it keeps per node (order, groups, components, diagonal, scale).
     """
-    blocks = 8 * itemsize * num_nodes * num_classes
+    blocks = 12 * itemsize * num_nodes * num_classes
     return (4 + itemsize) * num_entries + blocks + 96 * num_nodes
 
 

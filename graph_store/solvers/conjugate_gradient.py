@@ -113,6 +113,7 @@ def conjugate_gradient(
     if x0 is not None:
         x = x0.to(b.dtype, copy=True).contiguous()
         r -= apply(x)
+    del b, rhs  # a block that the caller may have made for this call alone
     # Columns of zeros are solved by zeros, whatever the start.
     x[:, norms == 0] = 0
     state = _State(steps, None if coarse is None else coarse.inverse, all_sum, norms, tol)

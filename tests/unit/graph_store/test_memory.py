@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -77,3 +81,54 @@ def test_what_does_not_fit_is_refused_with_numbers() -> None:
         check_memory(spec, 250_000, 4, {"a": 2.0 * each, "b": 1.5 * each})
     with pytest.raises(ValueError, match=r"on 8 machines, at most .* use more and smaller shards"):
         check_memory(spec, 250_000, 4, {str(m): 0.9 * each for m in range(8)})
+
+
+_SOLVE = """
+import resource, sys, threading, torch
+from pathlib import Path
+from labelmesh.graph_store import solvers
+from labelmesh.graph_store.affinity import LocalAffinity
+from labelmesh.graph_store.kernels.csr import symmetrize
+from labelmesh.graph_store.memory import solver_bytes
+
+C = 30
+def ring(n):
+    rows = torch.arange(n).repeat_interleave(4)
+    cols = (rows + torch.tensor([1, 3, 7, 13]).repeat(n)) % n
+    return LocalAffinity(symmetrize(rows, cols, torch.ones(4 * n, dtype=torch.float64), n, "amax"))
+def labels(n):
+    given = torch.full((n,), -1)
+    given[: 10 * C] = torch.arange(10 * C) % C
+    return given[torch.randperm(n, generator=torch.Generator().manual_seed(0))]
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+solve = getattr(solvers, sys.argv[1])
+solve(ring(2500), labels(2500), tol=1e-3)
+w, given, stop, peak = ring(60_000), labels(60_000), threading.Event(), [0]
+before = resident()
+def watch():
+    while not stop.wait(0.001):
+        peak[0] = max(peak[0], resident() - before)
+thread = threading.Thread(target=watch)
+thread.start()
+solve(w, given, tol=1e-3)
+stop.set()
+thread.join()
+print(peak[0] / solver_bytes(60_000, len(w.csr.cols), C))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
+@pytest.mark.parametrize("solver", ["laplace", "poisson", "local_global"])
+def test_a_solve_takes_what_is_documented(solver: str) -> None:
+    # In a process of its own: memory that others have left free would hide what is taken.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_TRIM_THRESHOLD_": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", _SOLVE, solver],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment,
+    )
+    assert 0.4 < float(done.stdout) < 1.05
