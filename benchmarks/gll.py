@@ -41,7 +41,7 @@ MAX_ERROR = 1e-5
 # Distance of the classes' centres, in units of the spread within a class.
 SPREAD = {"separate": 1.2, "mixed": 0.5}
 
-Array = NDArray[np.float64]
+Array = NDArray[np.floating]
 Solver = Callable[[csc_array], Callable[[Array], Array]]
 Call = Callable[[], Array]
 Times = tuple[list[float], list[float]]
@@ -98,7 +98,8 @@ def compare(data: str, free: int, base: int, repeats: int) -> None:
 
 
 def measure(name: str, spsolve: Call, factor: Call, ours: Call, repeats: int) -> None:
-    calls, gradients = (spsolve, factor, ours), [np.empty(0)] * 3
+    calls = (spsolve, factor, ours)
+    gradients: list[Array] = [np.empty(0)] * 3
     times: list[Times] = [([], []), ([], []), ([], [])]
     # The first repetition compiles.
     for repetition in range(repeats + 1):
@@ -134,7 +135,8 @@ def step(x: Tensor, labels: Tensor, truth: Tensor) -> Array:
     probs = GraphLearningLayer(K)(leaf, labels, CLASSES)
     loss = -(probs.gather(1, truth[:, None]) + 1e-8).log().mean()
     (gradient,) = torch.autograd.grad(loss, leaf)
-    return gradient.double().numpy()
+    result: Array = gradient.numpy()
+    return result
 
 
 def reference(

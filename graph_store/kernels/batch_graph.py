@@ -120,7 +120,7 @@ def laplacian(
     Args:
         weights: One column for all columns of `f`, or one for each.
     """
-    out = torch.zeros(f.shape, dtype=torch.float64, device=f.device)
+    out = torch.empty(f.shape, dtype=torch.float64, device=f.device)
     if f.device.type != "cpu":
         step = max(1, _BUFFER_NUMBERS // max(1, graph.cols.shape[0]))
         for start in range(0, f.shape[1], step):
@@ -285,6 +285,7 @@ def _sum_differences(
     width, is_shared = f.shape[1], weights.shape[1] == 1
     for i in range(start, stop):
         total, own = out[i, :width], f[i, :width]
+        total[:] = 0
         for entry in range(offsets[i], offsets[i + 1]):
             other, weight = f[cols[entry], :width], weights[edges[entry]]
             if is_shared:

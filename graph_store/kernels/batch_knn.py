@@ -53,14 +53,18 @@ def nearest(rows: Float[Tensor, "n D"], k: int) -> Found:
     if rows.device.type != "cpu":
         return _nearest_on_device(rows, k)
     rows = rows.contiguous()
-    ids = torch.full((rows.shape[0], k), -1)
-    distances = torch.full((rows.shape[0], k), torch.inf, dtype=torch.float64)
-    scaled = rows.to(torch.float64)
-    scaled = scaled - scaled.mean(0)
-    scaled /= max(float(scaled.abs().max()) if scaled.numel() else 0.0, 1e-300)
+    # One thread: handing out such small work takes longer than doing it.
+    with task_threads():
+        ids = torch.full((rows.shape[0], k), -1)
+        distances = torch.full((rows.shape[0], k), torch.inf, dtype=torch.float64)
+        scaled = rows.to(torch.float64)
+        scaled = scaled - scaled.mean(0)
+        scaled /= max(float(scaled.abs().max()) if scaled.numel() else 0.0, 1e-300)
     again = torch.arange(rows.shape[0])
     for dtype in (torch.float32, torch.float64):
-        again = _search(rows, scaled.to(dtype), again, ids, distances)
+        with task_threads():
+            converted = scaled.to(dtype)
+        again = _search(rows, converted, again, ids, distances)
         if not len(again):
             break
     _rank_all(rows.numpy(), again.numpy(), ids.numpy(), distances.numpy())
@@ -89,8 +93,9 @@ def _search(
     distances: Float64[Tensor, "n k"],
 ) -> Int64[Tensor, " left"]:
     """Enter the neighbours of some queries; returns those that the products cannot tell."""
-    lengths = torch.linalg.vector_norm(scaled, dim=1, dtype=torch.float64)
-    half = (lengths.square() / 2).to(scaled.dtype)
+    with task_threads():
+        lengths = torch.linalg.vector_norm(scaled, dim=1, dtype=torch.float64)
+        half = (lengths.square() / 2).to(scaled.dtype)
     # As if rows were longer by 16 entries: the entries themselves are rounded, too.
     margin = 2 * key_error(scaled.shape[1] + 16, float(lengths.max()), scaled.dtype)
     is_done = torch.zeros(len(queries), dtype=torch.bool)

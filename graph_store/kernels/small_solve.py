@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float64, Int64
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from .batch_graph import BatchGraph, segment_sums
 from .compiled import compiled
@@ -89,6 +89,7 @@ class Solve:
     Attributes:
         x, r, p: Scaled solution, residual and direction.
         rr: Squared norms of the residuals; `start` what they were at first.
+        threads: To be used on the CPU.
         steps: Iterations so far, of the column that took most.
     """
 
@@ -98,14 +99,18 @@ class Solve:
     p: Float64[Tensor, "n C"]
     rr: Float64[Tensor, " C"]
     start: Float64[Tensor, " C"]
+    threads: int
     steps: int = 0
 
     @classmethod
-    def begin(cls, system: System, rhs: Float64[Tensor, "n C"]) -> Solve:
-        """Start at zero; `rhs` counts on the free rows alone."""
+    def begin(
+        cls, system: System, rhs: Float64[Tensor, "n C"], threads: int | None = None
+    ) -> Solve:
+        """Start at zero; `rhs` counts on the free rows alone. As many threads as torch has if None."""
         r = rhs * system.scale
         rr = column_sums(r.square())
-        return cls(system, torch.zeros_like(r), r, r.clone(), rr, rr.clone())
+        threads = threads or torch.get_num_threads()
+        return cls(system, torch.zeros_like(r), r, r.clone(), rr, rr.clone(), threads)
 
     @property
     def solution(self) -> Float64[Tensor, "n C"]:
@@ -123,7 +128,7 @@ class Solve:
 
     def _run_compiled(self, limits: Tensor, max_steps: int) -> None:
         width = self.x.shape[1]
-        parts = max(1, min(torch.get_num_threads(), width // _LANES))
+        parts = max(1, min(self.threads, width // _LANES))
         bounds = [width * part // parts for part in range(parts + 1)]
         groups = [slice(*pair) for pair in pairwise(bounds)]
         if parts == 1:
@@ -139,25 +144,23 @@ class Solve:
         width = own.stop - own.start
         wide = width + -width % _LANES
 
-        def padded(part: Tensor) -> Tensor:
-            return nn.functional.pad(part[..., own], (0, wide - width))
+        def padded(part: Tensor) -> F64:
+            buffer = np.zeros((*part.shape[:-1], wide))
+            buffer[..., :width] = part[..., own].numpy()
+            return buffer
 
         system, vals = self.system, self.system.vals
-        vals = vals if vals.shape[1] == 1 else padded(vals)
-        x, r, p, rr = (padded(part) for part in (self.x, self.r, self.p, self.rr))
+        buffers = padded(self.x), padded(self.r), padded(self.p), padded(self.rr)
         steps: int = _iterate(
             system.offsets.numpy(),
             system.cols.numpy(),
-            vals.numpy(),
-            x.numpy(),
-            r.numpy(),
-            p.numpy(),
-            rr.numpy(),
-            padded(limits).numpy(),
+            vals.numpy() if vals.shape[1] == 1 else padded(vals),
+            *buffers,
+            padded(limits),
             max_steps,
         )
-        self.x[:, own], self.r[:, own] = x[:, :width], r[:, :width]
-        self.p[:, own], self.rr[own] = p[:, :width], rr[:width]
+        for part, buffer in zip((self.x, self.r, self.p, self.rr), buffers):
+            part.numpy()[..., own] = buffer[..., :width]
         return steps
 
     def _run_on_device(self, limits: Tensor, max_steps: int) -> None:

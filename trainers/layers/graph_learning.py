@@ -13,12 +13,17 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-from ...graph_store.kernels.batch_graph import BatchGraph, connect, laplacian
+from ...graph_store.kernels.batch_graph import (
+    BatchGraph,
+    connect,
+    incident_sums,
+    laplacian,
+)
 from ...graph_store.kernels.batch_knn import nearest
+from ...graph_store.kernels.compiled import task_threads
 from .graph_learning_checks import base_rows, check_arguments, check_batch
-from .graph_learning_solve import OnUnreached, Problem, spread
+from .graph_learning_solve import OnUnreached, Problem, refuse_second_derivatives, spread
 
 # Identical points have a bandwidth of zero.
 _MIN_BANDWIDTH = 1e-10
@@ -116,7 +121,8 @@ class GraphLearningLayer(nn.Module):
                 finite, no more than k rows, unreached rows (see `on_unreached`), or a `tau` that
                 has become negative.
         """
-        check_batch(features, labels, self.k)
+        with task_threads():
+            check_batch(features, labels, self.k)
         given = base_rows(labels, num_classes, base_probs)
         dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
         base = labels >= 0
@@ -144,30 +150,47 @@ def batch_weights(
     """The graph of a batch and the weights of its edges, differentiable in the features."""
     ids, distances = nearest(x.detach(), k)
     graph = connect(ids)
-    squared: Tensor = _SquaredDistances.apply(  # type: ignore[no-untyped-call]
-        x, graph, graph.per_edge(distances.square())
-    )
-    if bandwidth != "self_tuning":
-        return graph, torch.exp(squared * (-4 / float(bandwidth) ** 2))
-    eps = squared[graph.listed[:, -1]].clamp(min=_MIN_BANDWIDTH**2).sqrt()
-    return graph, torch.exp(-4 * squared / (eps[graph.first] * eps[graph.second]))
+    constant = None if bandwidth == "self_tuning" else float(bandwidth)
+    weights: Tensor = _Weights.apply(x, graph, distances, constant)  # type: ignore[no-untyped-call]
+    return graph, weights
 
 
-class _SquaredDistances(torch.autograd.Function):
-    """Squared lengths of the edges: the search has computed them, only their gradient is missing.
+class _Weights(torch.autograd.Function):
+    """exp(-4 d^2 / (eps_i eps_j)) of every edge.
 
-    Of ordinary operations, differences would be an e x d array, and their gradient a second one.
+    The search has computed the distances. Of ordinary operations, differences of features would be
+    an e x d array, and their gradient a second one. One thread: there is little to do.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, graph: BatchGraph, squared: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        ctx.graph = graph
-        return squared
+    def forward(
+        ctx: Any, x: Tensor, graph: BatchGraph, distances: Tensor, constant: float | None
+    ) -> Tensor:
+        with task_threads():
+            squared = graph.per_edge(distances.square())
+            if constant is None:
+                eps = distances[:, -1].clamp(min=_MIN_BANDWIDTH)
+            else:
+                eps = distances.new_full(distances.shape[:1], constant)
+            scale = -4 / (eps[graph.first] * eps[graph.second])
+            weights = torch.exp(squared * scale)
+            ctx.save_for_backward(x, squared, eps, scale, weights)
+        ctx.graph, ctx.is_constant = graph, constant is not None
+        return weights
 
     @staticmethod
-    @once_differentiable  # type: ignore[misc]
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        (x,) = ctx.saved_tensors
-        by_x = laplacian(ctx.graph, 2 * gradient[:, None], x)
-        return by_x.to(x.dtype), None, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        refuse_second_derivatives()
+        x, squared, eps, scale, weights = ctx.saved_tensors
+        graph, farthest = ctx.graph, ctx.graph.listed[:, -1]
+        with task_threads():
+            by_squared = gradient * weights * scale
+            if not ctx.is_constant:
+                by_eps = -incident_sums(graph, by_squared * squared) / eps
+                # The bandwidth is the root of a squared distance, unless that is too small.
+                by_farthest = torch.where(eps > _MIN_BANDWIDTH, by_eps / (2 * eps), 0.0)
+                by_squared.index_put_((farthest,), by_farthest, accumulate=True)
+            coefficients = 2 * by_squared[:, None]
+        by_x = laplacian(graph, coefficients, x)
+        with task_threads():
+            return by_x.to(x.dtype), None, None, None

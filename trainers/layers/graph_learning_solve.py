@@ -18,13 +18,12 @@ Shape letters: n rows of the batch, b base rows, u the others, e edges, C classe
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float64
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ...graph_store.kernels.batch_graph import (
     BatchGraph,
@@ -33,6 +32,7 @@ from ...graph_store.kernels.batch_graph import (
     laplacian,
     reachable,
 )
+from ...graph_store.kernels.compiled import task_threads
 from ...graph_store.kernels.small_solve import Solve, System, column_sums, make_system
 from .graph_learning_newton import edge_ratios, edge_slopes, linearize, minimize
 
@@ -53,6 +53,8 @@ class Problem:
     Attributes:
         base: Rows whose labels are given.
         tol: Relative residual, in the norm of the matrix scaled to a unit diagonal.
+        threads: For the linear systems. All else has one: handing out such small work takes
+            longer than doing it.
     """
 
     graph: BatchGraph
@@ -60,6 +62,7 @@ class Problem:
     p: float
     tol: float
     on_unreached: OnUnreached
+    threads: int = field(default_factory=torch.get_num_threads)
 
 
 def spread(
@@ -83,17 +86,32 @@ class _Spread(torch.autograd.Function):
     def forward(
         ctx: Any, problem: Problem, weights: Tensor, base_probs: Tensor, tau: Tensor
     ) -> Tensor:
-        ctx.problem, ctx.solved = problem, solve(problem, weights, base_probs, tau)
-        ctx.save_for_backward(weights)
-        u: Tensor = ctx.solved.u
-        return u[~problem.base]
+        with task_threads():
+            ctx.problem, ctx.solved = problem, solve(problem, weights, base_probs, tau)
+            ctx.save_for_backward(weights)
+            u: Tensor = ctx.solved.u
+            return u[~problem.base]
 
     @staticmethod
-    @once_differentiable  # type: ignore[misc]
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_derivatives()
         (weights,) = ctx.saved_tensors
         needs_labels = ctx.needs_input_grad[2]
-        return None, *pull_back(ctx.problem, ctx.solved, weights, gradient, needs_labels)
+        with task_threads():
+            return None, *pull_back(ctx.problem, ctx.solved, weights, gradient, needs_labels)
+
+
+def refuse_second_derivatives() -> None:
+    """Fail where a backward pass is to be differentiated: its result would pass for a constant.
+
+    Raises:
+        RuntimeError: The pass was asked for with create_graph=True.
+    """
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "the graph learning layer has no second derivatives; differentiate without "
+            "create_graph=True"
+        )
 
 
 @dataclass(frozen=True)
@@ -122,7 +140,9 @@ def pull_back(
     graph, u = problem.graph, solved.u
     g = torch.zeros_like(u)
     g[~problem.base] = gradient
-    adjoint = _run(Solve.begin(solved.system, g), problem.tol, solved.is_stiff).solution
+    adjoint = _run(
+        Solve.begin(solved.system, g, problem.threads), problem.tol, solved.is_stiff
+    ).solution
     by_labels = None
     if needs_labels:
         slopes = weights[:, None] * edge_slopes(graph, u, problem.p)
@@ -158,7 +178,7 @@ def solve(
         # One more column: what rows sum to if those of the base sum to 1.
         given = torch.cat([given, base.to(given.dtype)[:, None]], dim=1)
     system = make_system(graph, w, diagonal, free)
-    state = _run(Solve.begin(system, -laplacian(graph, w, given)), problem.tol)
+    state = _run(Solve.begin(system, -laplacian(graph, w, given), problem.threads), problem.tol)
     if not has_tau:
         is_stiff = bool((_leak(state, free) > _MAX_LEAK * problem.tol).any())
     if is_stiff:
