@@ -106,7 +106,7 @@ class Solve:
     def begin(
         cls, system: System, rhs: Float64[Tensor, "n C"], threads: int | None = None
     ) -> Solve:
-        """Start at zero; `rhs` counts on the free rows alone. As many threads as torch has if None."""
+        """Start at zero; `rhs` counts on the free rows alone. `threads` is torch's by default."""
         r = rhs * system.scale
         rr = column_sums(r.square())
         threads = threads or torch.get_num_threads()
