@@ -66,6 +66,7 @@ class GraphLabeler(ClassifierMixin, BaseEstimator):
 
         >>> import numpy as np
         >>> from sklearn.datasets import load_digits
+        >>> from labelmesh import GraphLabeler
         >>> X, truth = load_digits(return_X_y=True)
         >>> rng = np.random.default_rng(0)
         >>> given = [rng.choice(np.flatnonzero(truth == c), 10, replace=False) for c in range(10)]
