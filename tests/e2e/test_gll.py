@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import labelmesh as lm
+import numpy as np
 import pytest
 import torch
 from labelmesh.cluster.api import Run
@@ -51,10 +52,11 @@ def finished(digits: str, tmp_path_factory: pytest.TempPathFactory) -> Run:
     return train(digits, tmp_path_factory.mktemp("runs"), "run")
 
 
-def test_the_model_holds_base_rows_of_every_class(finished: Run) -> None:
+def test_the_model_holds_nodes_with_labels_of_the_last_round_as_base_rows(finished: Run) -> None:
     state = load_file(finished.path / "model.safetensors")
-    assert state["base_features"].shape == (40, 16)
-    assert torch.bincount(state["base_labels"]).tolist() == [4] * 10
+    labels = finished.labels()["label"].to_numpy()
+    assert state["base_features"].shape == (200, 16)
+    assert torch.bincount(state["base_labels"]).tolist() == np.bincount(labels).tolist()
 
 
 def test_prediction_repeats_the_test_accuracy(finished: Run, digits: str) -> None:
@@ -134,10 +136,13 @@ def test_an_unfinished_run_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_switch_comes_at_its_epoch(digits: str, tmp_path: Path) -> None:
-    run = train(digits, tmp_path, "switch", method__switch_epoch=1, method__pseudo="none")
+    changes = {"method__switch_epoch": 1, "method__pseudo": "none"}
+    run = train(digits, tmp_path, "switch", **changes, method__predict_per_class=3)
     lines = [r for r in run.dir.read_lines("metrics.jsonl") if r["kind"] == "train"]
     assert [(r["epoch"], r["phase"]) for r in lines] == [(0, "warmup"), (0, "linear"), (1, "graph")]
-    assert "base_features" in load_file(run.path / "model.safetensors")
+    state = load_file(run.path / "model.safetensors")
+    assert torch.bincount(state["base_labels"]).tolist() == [3] * 10
+    assert state["base_features"].shape == (30, 16)
     assert not (run.path / "store").exists()
 
 
