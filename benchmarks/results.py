@@ -19,7 +19,7 @@ import labelmesh as lm
 from labelmesh.cluster.api import Cluster
 from labelmesh.trainers.run_dir import RunDir
 
-METHODS = ("supervised", "fixmatch", "lpdssl", "dag")
+METHODS = ("supervised", "fixmatch", "lpdssl", "dag", "gll")
 
 
 def main() -> None:

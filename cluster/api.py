@@ -116,7 +116,7 @@ class Cluster:
         spec = with_absolute_uris(spec)
         prepared = prepare(spec, run, resume=resume)
         if spec.train.engine == "deepspeed":
-            self._start()
+            self.start()
             import ray
 
             have = ray.cluster_resources()
@@ -146,7 +146,12 @@ class Cluster:
     ) -> None:
         self.close()
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Join the cluster, or start a Ray on this machine, unless that has been done.
+
+        Raises:
+            ConfigError: No cluster answers at the address.
+        """
         # Tokens are Ray's own default; said here so that an older environment cannot turn it off
         # by leaving the variable out.
         os.environ.setdefault("RAY_AUTH_MODE", "token")

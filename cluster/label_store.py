@@ -58,7 +58,7 @@ def solve_on_shards(task: StoreTask, num_shards: int) -> Solved:
     task.on_stage(f"starting {num_shards} shards")
     spec = task.spec
     with connect() as cluster:
-        cluster._start()
+        cluster.start()
         store = GraphStore.create(
             num_nodes=spec.num_nodes,
             dim=spec.dim,
