@@ -22,6 +22,7 @@ from ...graph_store.kernels.batch_graph import (
 )
 from ...graph_store.kernels.batch_knn import nearest
 from ...graph_store.kernels.compiled import task_threads
+from ...graph_store.solvers.arrays import Array, as_labels, as_tensor, like
 from .graph_learning_checks import base_rows, check_arguments, check_batch
 from .graph_learning_solve import OnUnreached, Problem, refuse_second_derivatives, spread
 
@@ -103,24 +104,36 @@ class GraphLearningLayer(nn.Module):
 
     def forward(
         self,
-        features: Float[Tensor, "n d"],
-        labels: Int64[Tensor, " n"],
+        features: Array,
+        labels: Array,
         num_classes: int | None = None,
-        base_probs: Float[Tensor, "b C"] | None = None,
-    ) -> Float[Tensor, "u C"]:
-        """Probabilities of the rows whose label is -1, in row order.
+        base_probs: Array | None = None,
+    ) -> Any:
+        """Probabilities of the rows whose label is -1, in row order: (u, C).
 
         Args:
-            labels: -1 for the rows to be predicted; the others are base rows.
+            features: (n, d). Arrays give an array back, without gradients.
+            labels: (n,) integers, -1 for the rows to be predicted; the others are base rows.
             num_classes: C; the largest label plus one by default.
-            base_probs: Class distributions of the base rows, in row order; their labels one-hot by
-                default.
+            base_probs: (b, C) class distributions of the base rows, in row order; their labels
+                one-hot by default.
 
         Raises:
             ValueError: No base row, labels or shapes that do not fit, features that are not
                 finite, no more than k rows, unreached rows (see `on_unreached`), or a `tau` that
                 has become negative.
         """
+        soft = None if base_probs is None else as_tensor(base_probs)
+        probs = self._predict(as_tensor(features), as_labels(labels), num_classes, soft)
+        return probs if isinstance(features, Tensor) else like(probs.detach(), features)
+
+    def _predict(
+        self,
+        features: Tensor,
+        labels: Int64[Tensor, " n"],
+        num_classes: int | None,
+        base_probs: Float[Tensor, "b C"] | None,
+    ) -> Float[Tensor, "u C"]:
         with task_threads():
             check_batch(features, labels, self.k)
         given = base_rows(labels, num_classes, base_probs)

@@ -57,11 +57,6 @@ def check_batch(features: Tensor, labels: Tensor, k: int) -> None:
             f"k must be less than the number of rows of the batch, got k = {k} with {num_rows} "
             "rows; lower k or enlarge the batch"
         )
-    if bool((labels < -1).any()):
-        raise ValueError(
-            f"labels must be -1 (to be predicted) or a class, got {int(labels.min())}; use -1 for "
-            "rows without a label"
-        )
     wrong = (~(features.detach().abs() <= _MAX_FEATURE)).any(1).nonzero()[:, 0]
     if len(wrong):
         raise ValueError(

@@ -308,6 +308,13 @@ def test_number_of_threads_does_not_matter() -> None:
     assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other))
 
 
+def test_arrays_give_an_array() -> None:
+    x, labels = _batch()
+    layer = GraphLearningLayer(6, tau=torch.nn.Parameter(torch.tensor(0.1)))
+    found = layer(x.numpy(), labels.numpy().astype("int32"))
+    assert (found == layer(x, labels).detach().numpy()).all()
+
+
 def test_second_derivatives_are_refused() -> None:
     x, labels = _batch()
     x.requires_grad_()
@@ -350,7 +357,7 @@ Change = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, dict[str, Any]]]
     ("change", "message"),
     [
         (lambda x, y: (x, y.clamp(max=-1), {}), "no base row"),
-        (lambda x, y: (x, y - 1, {}), "labels must be -1"),
+        (lambda x, y: (x, y - 1, {}), "labels must be class numbers"),
         (lambda x, y: (x, y, {"num_classes": 2}), "below the number of classes, 2, got 2"),
         (lambda x, y: (x[:6], y[:6], {}), "k = 6 with 6 rows"),
         (lambda x, y: (x.index_fill(0, torch.tensor([7]), torch.nan), y, {}), r"rows \[7\]"),
