@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
-from .solvers.components import components, sum_by_component
+from .solvers.components import components, sum_by_component, without_means
 from .solvers.graph_system import GraphSystem, graph_system
 from .solvers.local_global import inverse_sqrt
 from .view import Affinity
@@ -81,10 +81,7 @@ class ComponentPoisson:
         result = self._system.solve(rhs, tol=tol, max_iter=max_iter)
         u = scale[:, None] * result.require_converged().solution
         # The preconditioner brings in constants.
-        degrees = w.degrees.to(torch.float64)[:, None]
-        mass = sum_by_component(w, self._component, degrees).clamp(min=1e-300)
-        u = u - sum_by_component(w, self._component, degrees * u) / mass
-        return torch.where(scale[:, None] > 0, u, 0.0)
+        return without_means(w, self._component, u)
 
     def shares(
         self, potential: Float64[Tensor, "n C"], counts: ComponentCounts

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from ..kernels.row_joins import row_minimum
@@ -36,3 +36,12 @@ def sum_by_component(
 ) -> Float[Tensor, "n C"]:
     """For each own node the sum of `x` over its component; two exchanges on shards."""
     return w.gather(w.scatter(x, component, torch.zeros_like(x), "sum"), component)
+
+
+def without_means(
+    w: Affinity, component: Int64[Tensor, " n"], u: Float64[Tensor, "n C"]
+) -> Float64[Tensor, "n C"]:
+    """`u` less its degree-weighted mean over each component: no part in the null space of L."""
+    degrees = w.degrees.to(torch.float64)[:, None]
+    sums = sum_by_component(w, component, torch.cat([degrees * u, degrees], dim=1))
+    return u - sums[:, :-1] / sums[:, -1:].clamp(min=1e-300)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +14,7 @@ from ..view import Affinity
 from .arrays import Array, as_labels, as_tensor, like
 from .graph_system import OnSolve, graph_system
 from .onehot import onehot
-
-Reduction = Callable[[Tensor], Tensor]
+from .reductions import Reduction, largest
 
 
 def local_global(
@@ -160,9 +158,8 @@ def _certainty(scores: Float64[Tensor, "n C"]) -> tuple[Tensor, Tensor]:
 
 
 def _scale_to_one(weight: Float64[Tensor, " n"], all_max: Reduction) -> Float64[Tensor, " n"]:
-    zero = weight.new_zeros(1)
-    largest = all_max(torch.cat([weight, zero]).amax(0, keepdim=True))
-    return torch.where(largest > 0, weight / largest.clamp(min=1e-300), weight)
+    top = largest(weight, all_max)
+    return torch.where(top > 0, weight / top.clamp(min=1e-300), weight)
 
 
 def _class_weight(

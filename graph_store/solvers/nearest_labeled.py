@@ -12,6 +12,7 @@ from torch import Tensor
 from ..view import Affinity
 from .arrays import Array, as_labels, like
 from .onehot import onehot
+from .reductions import largest
 
 
 def nearest_labeled(w: Affinity, labels: Array, *, num_classes: int | None = None) -> Any:
@@ -67,9 +68,8 @@ def labeled_distances(
     Bellman and Ford, all edges at once: distances are the same bits on any number of shards.
     """
     weights = w.csr.vals.to(torch.float64)
-    largest = w.all_max(torch.cat([weights, weights.new_zeros(1)]).amax(0, keepdim=True))
     # A weight that has underflowed to zero is no edge: its length is infinite.
-    lengths = largest / weights
+    lengths = largest(weights, w.all_max) / weights
     start = torch.where(labeled, 0.0, torch.inf).to(torch.float64)
 
     def relax(distances: Tensor) -> Tensor:

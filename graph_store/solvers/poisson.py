@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..view import Affinity
 from .arrays import Array, as_labels, as_tensor, like
-from .components import components, sum_by_component
+from .components import components, without_means
 from .graph_system import OnSolve, graph_system
 from .local_global import inverse_sqrt
 from .onehot import onehot
@@ -61,18 +60,13 @@ def poisson(
     sqrt_degrees = w.degrees.to(torch.float64).sqrt()[:, None]
     scale = inverse_sqrt(w.degrees)
     component = components(w)
-    mass = sum_by_component(w, component, sqrt_degrees.square()).clamp(min=1e-300)
-
-    def without_null_space(v: Tensor) -> Tensor:
-        return v - sqrt_degrees * (sum_by_component(w, component, sqrt_degrees * v) / mass)
-
     b = scale[:, None] * sources
-    projected = without_null_space(b)
+    projected = sqrt_degrees * without_means(w, component, scale[:, None] * b)
     # A class whose sources lie in the null space leaves rounding noise, which has no solution.
     norms = w.all_sum(torch.stack([projected.square().sum(0), b.square().sum(0)])).sqrt()
     projected[:, norms[0] <= 1e-14 * norms[1]] = 0
     system = graph_system(w, diagonal=torch.ones_like(scale), scale=scale, dtype=dtype)
     start = None if x0 is None else as_tensor(x0).to(y) * sqrt_degrees
     result = system.solve(projected, x0=start, tol=tol, max_iter=max_iter, on_solve=on_solve)
-    v = without_null_space(result.require_converged().solution.to(torch.float64))
-    return like((scale[:, None] * v).to(dtype), labels)
+    u = scale[:, None] * result.require_converged().solution.to(torch.float64)
+    return like(without_means(w, component, u).to(dtype), labels)

@@ -13,6 +13,7 @@ from .arrays import Array, as_labels, as_tensor, like
 from .onehot import onehot
 from .poisson import poisson
 from .priors import as_priors, class_offsets
+from .reductions import largest
 
 
 def poisson_mbo(
@@ -80,8 +81,7 @@ def poisson_mbo(
     mean = counts / counts.sum()
     sizes = _sizes(mean if class_priors is None else class_priors, y.shape[1], device, w.num_nodes)
     degrees = w.degrees.to(torch.float64)[:, None]
-    largest = w.all_max(torch.cat([degrees[:, 0], degrees.new_zeros(1)]).amax(0, keepdim=True))
-    step = 1 / largest.clamp(min=1e-300)
+    step = 1 / largest(degrees[:, 0], w.all_max).clamp(min=1e-300)
     sources = step * mu * torch.where((given >= 0)[:, None], y - mean, 0.0)
     stay = 1 - step * degrees
 

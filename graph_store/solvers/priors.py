@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +10,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from .arrays import Array, as_labels, as_tensor, like
-
-Reduction = Callable[[Tensor], Tensor]
+from .reductions import Reduction
 
 # Temperatures, in units of the scores' spread: from classes that mix to classes that do not.
 TEMPERATURES = tuple(0.25**step for step in range(12))

@@ -16,6 +16,7 @@ from .graph_system import graph_system
 from .laplace import laplace
 from .nearest_labeled import labeled_distances
 from .onehot import onehot
+from .reductions import largest
 
 Reweighting = Literal["wnll", "poisson", "properly"]
 
@@ -112,8 +113,9 @@ def _evenness(w: Affinity, labeled: Bool[Tensor, " n"]) -> float:
     """
     degrees = w.degrees.to(torch.float64)[~labeled]
     degrees = degrees[degrees > 0]
-    largest = w.all_max(torch.cat([degrees, degrees.new_zeros(1)]).amax(0, keepdim=True))
-    sums = torch.stack([(largest / degrees).sum(), torch.ones_like(degrees).sum()])
+    sums = torch.stack(
+        [(largest(degrees, w.all_max) / degrees).sum(), torch.ones_like(degrees).sum()]
+    )
     inverse, count = w.all_sum(sums).tolist()
     return count / inverse if count else 1.0
 
@@ -182,6 +184,6 @@ def poisson_factors(
     u = result.require_converged().solution[:, 0]
     # Each component is determined up to a constant: its smallest value becomes zero.
     u = u + w.gather(w.scatter(-u, component, -u, "amax"), component)
-    largest = w.all_max(torch.cat([u, u.new_zeros(1)]).amax(0, keepdim=True))
+    top = largest(u, w.all_max)
     # Where all or none of the nodes of every component are labeled there is nothing to weigh.
-    return torch.where(largest > 0, u + FLOOR * largest, 1.0)
+    return torch.where(top > 0, u + FLOOR * top, 1.0)
