@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..graph_store.view import Hop, Neighborhood
 from .config import TrainSpec
-from .engine import Comm, make_optimizer, set_learning_rate, uses_bf16
+from .engine import Comm, make_optimizer, set_learning_rate, uses_bf16, widened
 from .method import ModelOutput, Network
 
 
@@ -47,11 +47,15 @@ class _Flat(nn.Module):
         super().__init__()
         self.network = network
 
+    num_classes = 0
+    """Columns of the logits; a forward pass sets it."""
+
     def forward(self, inputs: Tensor, *hops: Tensor) -> tuple[Tensor, Tensor]:
         fields = [hops[i : i + 4] for i in range(0, len(hops), 4)]
         neighborhood = Neighborhood(tuple(Hop(*f) for f in fields)) if hops else None
         out = self.network(inputs, neighborhood)
-        return out.features, out.logits
+        self.num_classes = out.logits.shape[1]
+        return out.features, out.outputs
 
 
 class DeepSpeedEngine:
@@ -65,8 +69,9 @@ class DeepSpeedEngine:
         self.device = device
         self.comm: Comm = ProcessGroupComm(device)
         network.to(device)
+        self._flat = _Flat(network)
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
-            model=_Flat(network),
+            model=self._flat,
             optimizer=make_optimizer(network, train),
             config=deepspeed_config(
                 train, world_size=self.comm.world_size, bf16=uses_bf16(train, device)
@@ -79,8 +84,8 @@ class DeepSpeedEngine:
     def __call__(self, inputs: Tensor, neighborhood: Neighborhood | None = None) -> ModelOutput:
         hops = () if neighborhood is None else neighborhood.hops
         flat = [t for h in hops for t in (h.index, h.node_ids, h.features, h.density)]
-        features, logits = self._engine(inputs, *flat)
-        return ModelOutput(features.float(), logits.float())
+        features, outputs = self._engine(inputs, *flat)
+        return widened(features, outputs, num_classes=self._flat.num_classes)
 
     def micro_step(self, loss: Tensor, *, lr: float, last: bool) -> None:
         self._engine.backward(loss)

@@ -99,7 +99,7 @@ class LocalEngine:
     def __call__(self, inputs: Tensor, neighborhood: Neighborhood | None = None) -> ModelOutput:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16):
             out: ModelOutput = self.network(inputs, neighborhood)
-        return ModelOutput(out.features.float(), out.logits.float())
+        return widened(out.features, out.outputs, num_classes=out.logits.shape[1])
 
     def micro_step(self, loss: Tensor, *, lr: float, last: bool) -> None:
         (loss / self._train.micro_batches).backward()  # type: ignore[no-untyped-call]
@@ -129,6 +129,12 @@ class LocalEngine:
         state = torch.load(path, map_location=self.device, weights_only=True)
         self.network.load_state_dict(state["network"])
         self._optimizer.load_state_dict(state["optimizer"])
+
+
+def widened(features: Tensor, outputs: Tensor, *, num_classes: int) -> ModelOutput:
+    """An output in float32, whatever the network computed in."""
+    outputs = outputs.float()
+    return ModelOutput(features.float(), outputs[:, :num_classes], outputs)
 
 
 def set_learning_rate(groups: Iterable[dict[str, Any]], lr: float) -> None:

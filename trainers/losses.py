@@ -66,6 +66,26 @@ def consistency(
     return soft_cross_entropy(strong_logits, targets, passed.to(confidence.dtype)), passed
 
 
+def prediction_mse(
+    student_logits: Float[Tensor, "b C"], teacher_logits: Float[Tensor, "b C"]
+) -> Float[Tensor, ""]:
+    """Mean Teacher's consistency cost (Tarvainen and Valpola, NeurIPS 2017, eq. 1).
+
+    (1/b) sum_i |softmax(student_i) - softmax(teacher_i)|^2. No gradient flows into the teacher.
+    The published code divides by C as well and multiplies by 100 for CIFAR-10: its weight of 100
+    is one of 10 here, with ten classes.
+    """
+    difference = log_probs(student_logits).exp() - log_probs(teacher_logits.detach()).exp()
+    return difference.square().sum() / max(1, difference.shape[0])
+
+
+def ramp_up(epoch: float, length: float) -> float:
+    """exp(-5 (1 - min(epoch / length, 1))^2), the rise of a consistency weight; 1 for length 0."""
+    if length == 0:
+        return 1.0
+    return math.exp(-5.0 * (1.0 - min(epoch / length, 1.0)) ** 2)
+
+
 def mixup_pairs(
     b: int, alpha: float, generator: torch.Generator
 ) -> tuple[Int64[Tensor, " b"], Float[Tensor, " b"]]:

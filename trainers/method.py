@@ -70,8 +70,16 @@ class Phase:
 
 @dataclass(frozen=True)
 class ModelOutput:
+    """What a network says about some inputs.
+
+    Attributes:
+        outputs: Everything that the classifier gives; the logits are its first C columns (all of
+            them, unless the classifier serves another task too).
+    """
+
     features: Float[Tensor, "b D"]
     logits: Float[Tensor, "b C"]
+    outputs: Float[Tensor, "b M"]
 
 
 class Network(nn.Module, ABC):
@@ -91,7 +99,8 @@ class Network(nn.Module, ABC):
 
     def forward(self, inputs: Tensor, neighborhood: Neighborhood | None = None) -> ModelOutput:
         features = self.features(inputs)
-        return ModelOutput(features, self.head(features, neighborhood))
+        logits = self.head(features, neighborhood)
+        return ModelOutput(features, logits, logits)
 
 
 NetworkCall = Callable[..., ModelOutput]
@@ -137,6 +146,10 @@ class Batch:
             afresh from `generator` at each call. `rows` is a boolean mask or indices.
         generator: The only source of randomness (CPU), a function of seed, step and micro-batch.
         base: Labeled nodes beside these rows; None where the phase asks for none.
+        epoch: Where the run stands, in epochs: 2.5 = half-way through the third.
+        teacher: The averaged network as it is before this step, in eval mode and without
+            gradients: batch norm uses its averaged statistics. None only in tests of losses.
+        statistics: The method's running statistics (see `Method.statistics`) before this step.
     """
 
     phase: str
@@ -147,14 +160,24 @@ class Batch:
     view: Callable[..., Tensor]
     generator: torch.Generator
     base: BaseRows | None = None
+    epoch: float = 0.0
+    teacher: NetworkCall | None = None
+    statistics: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Loss:
-    """`total` is what is minimised; `parts` are detached scalars that are logged by name."""
+    """What a micro-batch costs.
+
+    Attributes:
+        total: What is minimised.
+        parts: Detached scalars that are logged by name.
+        statistics: This micro-batch's values of the method's running statistics.
+    """
 
     total: Float[Tensor, ""]
     parts: Mapping[str, Tensor] = field(default_factory=dict)
+    statistics: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class Method(BaseModel, ABC):
@@ -201,6 +224,20 @@ class Method(BaseModel, ABC):
         It keeps them in buffers named `base_features` and `base_labels`.
         """
         return network
+
+    def statistics(self, num_classes: int) -> dict[str, Tensor]:
+        """Start of the running statistics that the loss reads; none unless told.
+
+        After each step the loop sets a statistic to `m * statistic + (1 - m) * v`, m
+        `statistics_decay` and v the mean of the values that the losses of all micro-batches gave,
+        so that it is the same on every rank, and for every number of ranks up to rounding.
+        """
+        return {}
+
+    @property
+    def statistics_decay(self) -> float:
+        """How much of a running statistic a step keeps."""
+        return 0.999
 
     @abstractmethod
     def build(self, backbone: nn.Module, feature_dim: int, num_classes: int) -> Network:
