@@ -49,6 +49,7 @@ class BatchSource:
         round: int | None,
         mine: range,
         base: BaseSet | None = None,
+        start_step: int = 0,
     ) -> Iterator[tuple[int, int, Batch]]:
         """(step, micro-batch index, batch) of this rank, in order.
 
@@ -56,8 +57,9 @@ class BatchSource:
             round: The round to read pseudo-labels and neighbours from; None = none published.
             mine: Indices of this rank's micro-batches within every step.
             base: The labeled nodes beside each micro-batch; None where the phase asks for none.
+            start_step: Where a run goes on.
         """
-        items = ((step, index) for step in range(plan.num_steps) for index in mine)
+        items = ((step, index) for step in range(start_step, plan.num_steps) for index in mine)
 
         def load(item: tuple[int, int]) -> tuple[int, int, _Loaded]:
             nodes = self.reader.read(plan.micro_batch(*item))

@@ -1,8 +1,9 @@
 """Checkpoints of a run: engine, averaged network, store and position; committed as a whole.
 
-A checkpoint is a folder `checkpoints/epoch-0003`; it exists once its `COMMIT.json` does, which is
-written last. All randomness is a function of the position (`seeds.py`), so a run that goes on from
-a checkpoint repeats the undisturbed run bit for bit on the CPU.
+A checkpoint is a folder `checkpoints/epoch-0003`, or `epoch-0003-step-00000120` within the fourth
+epoch; it exists once its `COMMIT.json` does, which is written last. All randomness is a function of
+the position (`seeds.py`), so a run that goes on from a checkpoint repeats the undisturbed run bit
+for bit on the CPU.
 """
 
 from __future__ import annotations
@@ -18,18 +19,42 @@ from torch import nn
 from ..graph_store.store import GraphStore
 from .engine import Engine
 from .run_dir import RunDir
+from .running import RunningStatistics
 
 _FOLDER = "checkpoints"
 _COMMIT = "COMMIT.json"
+_AVERAGED = "averaged.safetensors"
+_STATISTICS = "statistics.safetensors"
 
 
 @dataclass(frozen=True)
 class Position:
-    """Where a run stands: epochs finished, optimiser steps done, ranks that wrote the files."""
+    """Where a run stands.
+
+    Attributes:
+        epoch: Epochs finished.
+        step: Optimiser steps done, warm-up included.
+        world_size: Ranks that wrote the files.
+        phase: Phases finished of the epoch that is going on.
+        phase_step: Steps done of the phase that is going on.
+    """
 
     epoch: int
     step: int
     world_size: int
+    phase: int = 0
+    phase_step: int = 0
+
+    @property
+    def within_epoch(self) -> bool:
+        """Whether an epoch is going on; its round, where one was due, is in the store."""
+        return self.phase > 0 or self.phase_step > 0
+
+    @property
+    def name(self) -> str:
+        """Of the checkpoint's folder; names sort by age."""
+        within = f"-step-{self.step:08d}" if self.within_epoch else ""
+        return f"epoch-{self.epoch:04d}{within}"
 
 
 def committed(run: RunDir) -> list[str]:
@@ -53,11 +78,12 @@ def save(
     *,
     engine: Engine,
     averaged: nn.Module,
+    statistics: RunningStatistics,
     store: GraphStore | None,
     keep: int,
 ) -> str:
     """Write and commit a checkpoint, then delete all but the newest `keep`; every rank calls it."""
-    name = f"epoch-{position.epoch:04d}"
+    name = position.name
     folder = f"{_FOLDER}/{name}"
     first = engine.comm.rank == 0
     if first:
@@ -68,7 +94,9 @@ def save(
         (target / "engine").mkdir(parents=True, exist_ok=True)
         engine.save(target / "engine")
         if first:
-            safetensors.torch.save_file(plain_state(averaged), target / "averaged.safetensors")
+            safetensors.torch.save_file(plain_state(averaged), target / _AVERAGED)
+            running = {k: v.cpu().contiguous() for k, v in statistics.values.items()}
+            safetensors.torch.save_file(running, target / _STATISTICS)
         if run.local_path is None:
             run.upload(Path(scratch), folder)
     if first and store is not None:
@@ -82,8 +110,16 @@ def save(
     return name
 
 
-def load(run: RunDir, name: str, *, engine: Engine, averaged: nn.Module) -> Position:
-    """Load a checkpoint into engine and averaged network; the store is restored by its creator.
+def load(
+    run: RunDir,
+    name: str,
+    *,
+    engine: Engine,
+    averaged: nn.Module,
+    statistics: RunningStatistics,
+) -> Position:
+    """Load a checkpoint into engine, averaged network and running statistics; the store is
+    restored by its creator.
 
     Raises:
         ValueError: Written by another number of workers (ZeRO's files cannot change it).
@@ -100,7 +136,8 @@ def load(run: RunDir, name: str, *, engine: Engine, averaged: nn.Module) -> Posi
         if run.local_path is None:
             run.download(folder, source)
         engine.load(source / "engine")
-        averaged.load_state_dict(safetensors.torch.load_file(source / "averaged.safetensors"))
+        averaged.load_state_dict(safetensors.torch.load_file(source / _AVERAGED))
+        statistics.load(safetensors.torch.load_file(source / _STATISTICS))
     return position
 
 

@@ -123,6 +123,9 @@ class TrainSpec(_Section):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     eval_every_epochs: int = Field(1, ge=1)
     checkpoint_every_epochs: int = Field(1, ge=1)
+    checkpoint_every_steps: int | None = Field(
+        None, ge=1, description="also within epochs, counted over the whole run"
+    )
     keep_checkpoints: int = Field(2, ge=1)
     extract_batch_size: int = Field(128, ge=1)
     deepspeed: dict[str, Any] = Field(default_factory=dict)

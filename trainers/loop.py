@@ -19,17 +19,20 @@ from torch import Tensor
 from ..datasets.base_set import BaseSet
 from ..datasets.sampler import Plan, make_plan
 from ..datasets.sharding import micro_batches_of
+from ..graph_store.view import Neighborhood
 from . import checkpoint
 from .base import read_base
 from .batches import BatchSource
 from .config import RunSpec
 from .ema import Ema
-from .engine import Engine
+from .engine import Engine, uses_bf16, widened
 from .evaluate import Evaluator
-from .method import BASE_SCORE, Method, Network, Phase
+from .meter import Meter
+from .method import BASE_SCORE, Method, ModelOutput, Network, Phase
 from .refresh import run_round
 from .rounds import RoundSchedule
 from .run_dir import RunDir
+from .running import RunningStatistics
 from .schedule import learning_rate
 from .statistics import StepStatistics, average_over_ranks
 
@@ -41,8 +44,9 @@ LOG_EVERY_STEPS = 20
 class Training:
     """Everything one rank trains with.
 
-    `epoch` and `step` count what is done, `seconds_train` the time in phases since the last round;
-    `file_prefix` keeps the baseline's records apart.
+    `epoch` and `step` count what is done, `phase` and `phase_step` what is done of the epoch that
+    is going on, `seconds_train` the time in phases since the last round; `file_prefix` keeps the
+    baseline's records apart.
     """
 
     spec: RunSpec
@@ -51,12 +55,15 @@ class Training:
     groups: Int64[Tensor, " N"] | None
     engine: Engine
     ema: Ema[Network]
+    statistics: RunningStatistics
     source: BatchSource
     evaluator: Evaluator
     run: RunDir
     emit: Emit
     epoch: int = 0
     step: int = 0
+    phase: int = 0
+    phase_step: int = 0
     seconds_train: float = 0.0
     file_prefix: str = ""
 
@@ -74,6 +81,21 @@ class Training:
         comm = self.engine.comm
         return micro_batches_of(self.spec.train.micro_batches, comm.rank, comm.world_size)
 
+    @property
+    def position(self) -> checkpoint.Position:
+        return checkpoint.Position(
+            self.epoch, self.step, self.engine.comm.world_size, self.phase, self.phase_step
+        )
+
+    @torch.no_grad()
+    def teacher(self, inputs: Tensor, neighborhood: Neighborhood | None = None) -> ModelOutput:
+        """What the averaged network says, in the precision of training; see `Batch.teacher`."""
+        device = self.engine.device
+        bf16 = uses_bf16(self.spec.train, device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            out: ModelOutput = self.ema.network(inputs, neighborhood)
+        return widened(out.features, out.outputs, num_classes=out.logits.shape[1])
+
     def log(self, file: str, record: dict[str, Any]) -> None:
         """Write a line of the run's records and show it; rank 0 only."""
         if self.is_first:
@@ -86,9 +108,14 @@ def train(training: Training, *, resume_from: str | None = None) -> None:
     spec = training.spec
     if resume_from is not None:
         position = checkpoint.load(
-            training.run, resume_from, engine=training.engine, averaged=training.ema.network
+            training.run,
+            resume_from,
+            engine=training.engine,
+            averaged=training.ema.network,
+            statistics=training.statistics,
         )
         training.epoch, training.step = position.epoch, position.step
+        training.phase, training.phase_step = position.phase, position.phase_step
         training.ema.num_updates = position.step
     elif spec.train.warmup_steps:
         warm_up(training)
@@ -104,23 +131,45 @@ def warm_up(training: Training) -> None:
 
 
 def train_epoch(training: Training) -> None:
-    """One epoch of all phases, with the round before it and the checkpoint after it."""
+    """One epoch of all phases, with the round before it and the checkpoint after it.
+
+    A run that goes on within an epoch goes on with the phase and the step that are next.
+    """
     spec, epoch = training.spec, training.epoch
-    due = training.rounds.due(epoch) if training.method.uses_graph else None
-    if due is not None:
+    uses_graph = training.method.uses_graph
+    due = training.rounds.due(epoch) if uses_graph else None
+    if due is not None and not training.position.within_epoch:
         refresh(training, due)
-    readable = training.rounds.readable(epoch) if training.method.uses_graph else None
+    readable = training.rounds.readable(epoch) if uses_graph else None
     phases = training.method.phases_at(epoch)
-    for i, phase in enumerate(phases):
-        plan = plan_phase(training, phase, num_steps=spec.train.steps_per_epoch)
-        span = (epoch + i / len(phases), epoch + (i + 1) / len(phases))
-        run_phase(training, phase, plan, round=readable, epochs_span=span)
-    training.epoch = epoch + 1
+    for i in range(training.phase, len(phases)):
+        plan = plan_phase(training, phases[i], num_steps=spec.train.steps_per_epoch)
+        run_phase(
+            training,
+            phases[i],
+            plan,
+            round=readable,
+            epochs_span=(epoch + i / len(phases), epoch + (i + 1) / len(phases)),
+            start_step=training.phase_step,
+            after_step=lambda step: checkpoint_within(training, step),
+        )
+        training.phase, training.phase_step = i + 1, 0
+    training.epoch, training.phase = epoch + 1, 0
     last = training.epoch == spec.train.epochs
     if training.epoch % spec.train.eval_every_epochs == 0 or last:
         evaluate_validation(training)
     if training.epoch % spec.train.checkpoint_every_epochs == 0 or last:
         save_checkpoint(training)
+
+
+def checkpoint_within(training: Training, step: int) -> None:
+    """A checkpoint after step `step` of the phase that is going on, where one is due."""
+    every = training.spec.train.checkpoint_every_steps
+    if every is None or training.step % every:
+        return
+    training.phase_step = step + 1
+    average_statistics(training)
+    save_checkpoint(training)
 
 
 def plan_phase(training: Training, phase: Phase, *, num_steps: int | None) -> Plan:
@@ -165,16 +214,19 @@ def run_phase(
     *,
     round: int | None,
     epochs_span: tuple[float, float],
+    start_step: int = 0,
+    after_step: Callable[[int], None] | None = None,
 ) -> None:
-    """All steps of a phase.
+    """The steps of a phase from `start_step` on.
 
     Args:
         epochs_span: Where the phase begins and ends on the learning-rate schedule, in epochs.
+        after_step: Called with the number of each finished step.
     """
     spec, engine, ema = training.spec, training.engine, training.ema
     mine = training.micro_batches_here
     statistics = StepStatistics(engine.network, len(mine))
-    meter = _Meter(len(mine))
+    meter = Meter(len(mine))
     begin, end = epochs_span
 
     def at(step: int) -> float:
@@ -187,6 +239,7 @@ def run_phase(
         round=round,
         mine=mine,
         base=base_set(training, phase, round=round),
+        start_step=start_step,
     )
     start = time.perf_counter()
     engine.network.train()
@@ -194,7 +247,14 @@ def run_phase(
         position = index - mine.start
         if position == 0:
             statistics.before_step()
+        batch = replace(
+            batch,
+            epoch=at(step),
+            teacher=training.teacher,
+            statistics=training.statistics.values,
+        )
         loss = training.method.loss(engine, batch)
+        training.statistics.add(loss.statistics)
         last = position + 1 == len(mine)
         rate = learning_rate(spec.train, epoch=at(step), step=training.step)
         engine.micro_step(loss.total, lr=rate, last=last)
@@ -204,12 +264,33 @@ def run_phase(
             continue
         with engine.gathered():
             ema.update(engine.network)
+        training.statistics.step(engine.comm)
         training.step += 1
         if step % LOG_EVERY_STEPS == LOG_EVERY_STEPS - 1 or step + 1 == plan.num_steps:
-            _log_steps(training, phase, step, plan.num_steps, meter, rate)
-    average_over_ranks(engine.network, engine.comm)
-    average_over_ranks(ema.network, engine.comm)
+            record = meter.take(engine.comm, batch_size=spec.train.batch_size)
+            training.log(
+                "metrics.jsonl",
+                {
+                    "kind": "train",
+                    "phase": phase.name,
+                    "epoch": training.epoch,
+                    "step": training.step,
+                    "phase_step": step + 1,
+                    "phase_steps": plan.num_steps,
+                    "lr": rate,
+                    **record,
+                },
+            )
+        if after_step is not None:
+            after_step(step)
+    average_statistics(training)
     training.seconds_train += time.perf_counter() - start
+
+
+def average_statistics(training: Training) -> None:
+    """Batch norm's running averages become their means over the ranks; collective."""
+    average_over_ranks(training.engine.network, training.engine.comm)
+    average_over_ranks(training.ema.network, training.engine.comm)
 
 
 def base_set(training: Training, phase: Phase, *, round: int | None) -> BaseSet | None:
@@ -311,12 +392,12 @@ def evaluate_validation(training: Training) -> None:
 
 
 def save_checkpoint(training: Training) -> None:
-    comm = training.engine.comm
     checkpoint.save(
         training.run,
-        checkpoint.Position(training.epoch, training.step, comm.world_size),
+        training.position,
         engine=training.engine,
         averaged=training.ema.network,
+        statistics=training.statistics,
         store=training.source.store,
         keep=training.spec.train.keep_checkpoints,
     )
@@ -340,58 +421,3 @@ def num_training_steps(training: Training) -> int:
     }
     visited = (phase for epoch in range(train_spec.epochs) for phase in method.phases_at(epoch))
     return train_spec.warmup_steps + sum(steps[phase] for phase in visited)
-
-
-class _Meter:
-    """Sums losses and counts steps between two log lines, without waiting for the device."""
-
-    def __init__(self, micro_batches_per_step: int) -> None:
-        self._per_step = micro_batches_per_step
-        self._reset()
-
-    def add(self, total: Tensor, parts: Any) -> None:
-        for name, value in {"loss": total, **parts}.items():
-            old = self._sums.get(name)
-            self._sums[name] = value.detach() if old is None else old + value.detach()
-        self._count += 1
-
-    def take(self) -> tuple[dict[str, Tensor], int, float]:
-        """Sums by name, number of micro-batches, seconds; starts anew."""
-        out = self._sums, self._count, time.perf_counter() - self._start
-        self._reset()
-        return out
-
-    def _reset(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._count = 0
-        self._start = time.perf_counter()
-
-
-def _log_steps(
-    training: Training, phase: Phase, step: int, num_steps: int, meter: _Meter, rate: float
-) -> None:
-    sums, count, seconds = meter.take()
-    comm = training.engine.comm
-    names = sorted(sums)
-    stacked = torch.stack([sums[n].float().cpu() for n in names]) / count
-    means = comm.all_sum(stacked) / comm.world_size
-    if not training.is_first:
-        return
-    values = dict(zip(names, means.tolist()))
-    steps = count / len(training.micro_batches_here)
-    spec = training.spec.train
-    training.log(
-        "metrics.jsonl",
-        {
-            "kind": "train",
-            "phase": phase.name,
-            "epoch": training.epoch,
-            "step": training.step,
-            "phase_step": step + 1,
-            "phase_steps": num_steps,
-            "lr": rate,
-            "loss": values.pop("loss"),
-            "parts": values,
-            "samples_per_s": steps * spec.batch_size / seconds,
-        },
-    )

@@ -141,11 +141,18 @@ def _different_keys(old: dict[str, Any], new: dict[str, Any], prefix: str = "") 
 
 def forget_after(run: RunDir, checkpoint_name: str | None) -> None:
     """Drop records that an interrupted run wrote after the checkpoint that it goes on from."""
-    epoch = 0 if checkpoint_name is None else checkpoint.read_position(run, checkpoint_name).epoch
+    at = checkpoint.Position(0, 0, 1)
+    if checkpoint_name is not None:
+        at = checkpoint.read_position(run, checkpoint_name)
     if not run.exists("baseline.json"):
         run.remove("baseline_metrics.jsonl")
-    run.keep_lines("rounds.jsonl", lambda r: r["epoch"] < epoch)
-    run.keep_lines(
-        "metrics.jsonl",
-        lambda r: r["epoch"] < epoch or (r.get("split") == "val" and r["epoch"] == epoch > 0),
-    )
+
+    def kept(record: dict[str, Any]) -> bool:
+        if record["epoch"] != at.epoch:
+            return bool(record["epoch"] < at.epoch)
+        if record["kind"] == "eval":
+            return record["split"] == "val" and at.epoch > 0
+        return at.within_epoch and record.get("step", 0) <= at.step
+
+    run.keep_lines("rounds.jsonl", kept)
+    run.keep_lines("metrics.jsonl", kept)

@@ -25,6 +25,7 @@ from .method import Method, Network
 from .methods.supervised import Supervised
 from .networks import build_network, make_views
 from .run_dir import RunDir
+from .running import RunningStatistics
 
 MakeEngine = Callable[[Network, TrainSpec, torch.device], Engine]
 
@@ -112,6 +113,9 @@ def _training(
         groups=reader.groups,
         engine=engine,
         ema=ema,
+        statistics=RunningStatistics(
+            method.statistics(num_classes), method.statistics_decay, device
+        ),
         source=BatchSource(reader, views, store, device, spec.seed),
         evaluator=evaluator,
         run=job.run,
