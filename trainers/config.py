@@ -63,8 +63,16 @@ class DataSpec(_Section):
 
 
 class ModelSpec(_Section):
+    """The network. `weights`: what the backbone starts from, a `.safetensors`, `.pth` or `.pt`
+    file or a finished run's directory. `stem` and `pixels` are of residual networks: "auto" takes
+    the small stem for images of up to 64 pixels; weights that were trained on ImageNet want
+    `pixels = "imagenet"`, its mean and standard deviation."""
+
     backbone: str = "cnn_small"
     feature_dim: int = Field(128, ge=1)
+    stem: Literal["auto", "small", "imagenet"] = "auto"
+    pixels: Literal["symmetric", "imagenet"] = "symmetric"
+    weights: str | None = None
 
 
 class GraphSpec(_Section):
@@ -256,9 +264,11 @@ def with_absolute_uris(spec: RunSpec) -> RunSpec:
     data = {"uri": absolute_uri(spec.data.uri)}
     if spec.data.split_file is not None:
         data["split_file"] = absolute_uri(spec.data.split_file)
+    model = {} if spec.model.weights is None else {"weights": absolute_uri(spec.model.weights)}
     return spec.model_copy(
         update={
             "data": spec.data.model_copy(update=data),
+            "model": spec.model.model_copy(update=model),
             "output": OutputSpec(uri=absolute_uri(spec.output.uri)),
         }
     )

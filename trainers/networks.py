@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..datasets.transforms import make_view
 from .backbones.build import build_backbone
+from .backbones.weights import load_weights
 from .batches import View, Views
 from .config import DataSpec, RunSpec
 from .method import Method, Network, ViewName
@@ -31,10 +32,27 @@ def _channels_last(view: View) -> View:
 
 
 def build_network(
-    spec: RunSpec, method: Method, shape: tuple[int, ...], num_classes: int
+    spec: RunSpec,
+    method: Method,
+    shape: tuple[int, ...],
+    num_classes: int,
+    *,
+    with_weights: bool = True,
 ) -> Network:
-    """The untrained network of a run, a function of its seed alone; leaves the global RNG alone."""
+    """The network that a run starts from: a function of its seed and of `model.weights` alone;
+    leaves the global RNG alone.
+
+    Args:
+        with_weights: False where the caller fills in weights of its own, so that a finished run
+            does not ask for the file that it started from.
+    """
+    model = spec.model
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(spec.seed, "init"))
-        backbone = build_backbone(spec.model.backbone, shape, spec.model.feature_dim)
-        return method.build(backbone, spec.model.feature_dim, num_classes)
+        backbone = build_backbone(
+            model.backbone, shape, model.feature_dim, stem=model.stem, pixels=model.pixels
+        )
+        network = method.build(backbone, model.feature_dim, num_classes)
+    if with_weights and model.weights is not None:
+        load_weights(backbone, model.weights)
+    return network

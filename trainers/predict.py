@@ -43,7 +43,9 @@ class Predictor:
         self.shape: tuple[int, ...] = tuple(about["shape"])
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         state = safetensors.torch.load(run.read_bytes("model.safetensors"))
-        network = build_network(self.spec, self.spec.method, self.shape, len(self.classes))
+        network = build_network(
+            self.spec, self.spec.method, self.shape, len(self.classes), with_weights=False
+        )
         if "base_features" in state:
             base = Base(state["base_features"], state["base_labels"], len(self.classes))
             network = self.spec.method.predictor(network, base)

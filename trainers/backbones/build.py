@@ -7,30 +7,47 @@ from typing import Any
 
 from torch import nn
 
-from .cnn import Cnn13, SmallCnn
+from .cnn import Cnn13, FashionCnn, MnistCnn, SmallCnn
 from .mlp import Mlp
-from .resnet import ResNet18
+from .preact import PreActResNet18
+from .resnet import Pixels, Stem, resnet18, resnet50
+from .wide import WideResNet28x2
 
-_IMAGE_BACKBONES: dict[str, Callable[[Any, int], nn.Module]] = {
+_RESNETS: dict[str, Callable[..., nn.Module]] = {"resnet18": resnet18, "resnet50": resnet50}
+_IMAGE_BACKBONES: dict[str, Callable[..., nn.Module]] = {
     "cnn13": Cnn13,
+    "cnn_fashion": FashionCnn,
+    "cnn_mnist": MnistCnn,
     "cnn_small": SmallCnn,
-    "resnet18": ResNet18,
+    "preact_resnet18": PreActResNet18,
+    "wrn_28_2": WideResNet28x2,
+    **_RESNETS,
 }
-_VECTOR_BACKBONES: dict[str, Callable[[Any, int], nn.Module]] = {"mlp": Mlp}
-_SMALLEST_SIDE = 8
+_VECTOR_BACKBONES: dict[str, Callable[..., nn.Module]] = {"mlp": Mlp}
+_SMALLEST_SIDE = {"cnn_mnist": 16}
+_SMALLEST_OTHERS = 8
 
 
-def build_backbone(name: str, in_shape: tuple[int, ...], feature_dim: int) -> nn.Module:
+def build_backbone(
+    name: str,
+    in_shape: tuple[int, ...],
+    feature_dim: int,
+    *,
+    stem: Stem = "auto",
+    pixels: Pixels = "symmetric",
+) -> nn.Module:
     """A freshly initialised backbone, drawn from the global RNG that the caller has seeded.
 
     Args:
         in_shape: `(channels, height, width)` of images or `(width,)` of embeddings.
+        stem, pixels: Of residual networks (`resnet.py`).
 
     Returns:
         A module from `b c h w` (or `b D`) floats to `b feature_dim`.
 
     Raises:
-        ValueError: Unknown name, a backbone of the other kind of input, or images too small.
+        ValueError: Unknown name, a backbone of the other kind of input, images too small, or
+            `stem` or `pixels` where the backbone has no choice of them.
     """
     known = _IMAGE_BACKBONES if len(in_shape) == 3 else _VECTOR_BACKBONES
     if name not in known:
@@ -39,9 +56,19 @@ def build_backbone(name: str, in_shape: tuple[int, ...], feature_dim: int) -> nn
             f"model.backbone = {name!r} is no backbone for {kind} of shape {tuple(in_shape)}; "
             f"known are {sorted(known)}"
         )
-    if len(in_shape) == 3 and min(in_shape[1:]) < _SMALLEST_SIDE:
+    least = _SMALLEST_SIDE.get(name, _SMALLEST_OTHERS)
+    if len(in_shape) == 3 and min(in_shape[1:]) < least:
         raise ValueError(
             f"images of {in_shape[1]}x{in_shape[2]} pixels are too small for {name!r}; "
-            f"the least is {_SMALLEST_SIDE}x{_SMALLEST_SIDE}, enlarge them on import"
+            f"the least is {least}x{least}, enlarge them on import"
         )
+    options: dict[str, Any] = {"stem": stem, "pixels": pixels}
+    if name in _RESNETS:
+        return known[name](in_shape, feature_dim, **options)
+    for key, plain in (("stem", "auto"), ("pixels", "symmetric")):
+        if options[key] != plain:
+            raise ValueError(
+                f"model.{key} = {options[key]!r} is a choice of {' and '.join(_RESNETS)} alone; "
+                f"leave it out with model.backbone = {name!r}"
+            )
     return known[name](in_shape, feature_dim)
