@@ -115,7 +115,8 @@ def random_operations(images: Images, generator: torch.Generator, *, count: int 
     """`count` operations per image, drawn from fourteen, each with its own strength.
 
     Cubuk et al., "RandAugment", NeurIPS workshops 2020, table of operations; strengths are
-    uniform up to the largest (as in FixMatch). Loops over operations, not over images.
+    uniform up to the largest (as in FixMatch). Loops over operations, not over images. Saturation
+    leaves grey images as they are, equalisation those of fewer than 256 pixels (as Pillow does).
     """
     b = images.shape[0]
     out = images.clone()

@@ -11,6 +11,7 @@ RNG is never touched, and a GPU sees the same views as a CPU.
 | crop, crop_flip | images | shift by up to 1/8 of the side with reflected borders (and mirror) |
 | affine_erase(_flip) | images | turn, shift, scale, shear, brightness, contrast, erase |
 | randaugment | images | crop_flip, then two operations of fourteen, then erase |
+| crop(_flip)_randaugment1 | images | crop(_flip), then one operation of fourteen |
 | noise | embeddings | Gaussian noise |
 | noise_drop | embeddings | more noise, and features dropped |
 """
@@ -26,7 +27,16 @@ from torch import Tensor
 
 from .image_operations import affine, crop, erase, jitter, random_operations
 
-IMAGE_VIEWS = ("plain", "crop", "crop_flip", "affine_erase", "affine_erase_flip", "randaugment")
+IMAGE_VIEWS = (
+    "plain",
+    "crop",
+    "crop_flip",
+    "affine_erase",
+    "affine_erase_flip",
+    "randaugment",
+    "crop_randaugment1",
+    "crop_flip_randaugment1",
+)
 VECTOR_VIEWS = ("plain", "noise", "noise_drop")
 
 
@@ -110,13 +120,16 @@ def _image_view(
     name: str, images: UInt8[Tensor, "b c h w"], generator: torch.Generator
 ) -> Float[Tensor, "b c h w"]:
     """Values stay in 0..1."""
-    if name in ("crop", "crop_flip", "affine_erase_flip", "randaugment"):
-        images = crop(images, generator, shift=name != "affine_erase_flip", flip=name != "crop")
+    if name not in ("plain", "affine_erase"):
+        flip = name not in ("crop", "crop_randaugment1")
+        images = crop(images, generator, shift=name != "affine_erase_flip", flip=flip)
     x = images.to(torch.float32) / 255
     if name in ("affine_erase", "affine_erase_flip"):
         x = erase(jitter(affine(x, generator), generator), generator)
     if name == "randaugment":
         x = erase(random_operations(x, generator), generator)
+    if name.endswith("randaugment1"):
+        x = random_operations(x, generator, count=1)
     return x
 
 

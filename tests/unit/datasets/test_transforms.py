@@ -1,8 +1,12 @@
 """Views: what they do to pixels, and where their randomness comes from."""
 
+from collections.abc import Callable
+
+import numpy as np
 import pytest
 import torch
 from labelmesh.datasets.image_operations import (
+    _OPERATIONS,
     affine,
     crop,
     erase,
@@ -11,6 +15,7 @@ from labelmesh.datasets.image_operations import (
     warp,
 )
 from labelmesh.datasets.transforms import IMAGE_VIEWS, VECTOR_VIEWS, make_view
+from PIL import Image, ImageEnhance, ImageOps
 
 SHAPES = [(1, 28, 28), (3, 32, 32), (1, 8, 8)]
 
@@ -130,6 +135,81 @@ def test_random_operations_stay_in_range_and_differ() -> None:
     assert out.max() <= 1
     changed = (out != images).flatten(1).any(dim=1)
     assert 50 < changed.sum() <= 64
+
+
+PILLOW: dict[int, Callable[[Image.Image], Image.Image]] = {
+    1: ImageOps.autocontrast,
+    2: ImageOps.equalize,
+    3: lambda image: ImageOps.posterize(image, 5),
+    4: lambda image: ImageOps.solarize(image, 64),
+    5: lambda image: ImageEnhance.Brightness(image).enhance(1 - 0.9 * 0.75),
+    7: lambda image: ImageEnhance.Contrast(image).enhance(1 - 0.9 * 0.75),
+    8: lambda image: ImageEnhance.Sharpness(image).enhance(1 - 0.9 * 0.75),
+}
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("number", PILLOW)
+def test_operations_equal_pillows(number: int, channels: int) -> None:
+    """Up to rounding, and to the mean that contrast refers to: of channels here, of luma there."""
+    images = _images((channels, 28, 28), b=4)
+    images[:, :, :12] //= 6
+    expected = []
+    for image in images.permute(0, 2, 3, 1).numpy():
+        done = np.array(PILLOW[number](Image.fromarray(image.squeeze())))
+        expected.append(torch.from_numpy(done).reshape(28, 28, channels).permute(2, 0, 1))
+    out = _OPERATIONS[number](images / 255, torch.full((4,), 0.75), torch.full((4,), -1.0))
+    atol = 2 / 255 if number != 7 else 3 / 255
+    torch.testing.assert_close(out.clamp(0, 1), torch.stack(expected) / 255, atol=atol, rtol=0)
+
+
+@pytest.mark.parametrize("number", range(len(_OPERATIONS)))
+def test_operations_act_on_grey_as_on_three_equal_channels(number: int) -> None:
+    grey = (_images((1, 28, 28), b=5) // 3) / 255
+    strength, sign = torch.rand(5, generator=_rng(1)), torch.tensor([1.0, -1, 1, -1, 1])
+    out = _OPERATIONS[number](grey, strength, sign)
+    colour = _OPERATIONS[number](grey.expand(-1, 3, -1, -1).clone(), strength, sign)
+    torch.testing.assert_close(out.expand(-1, 3, -1, -1), colour, atol=1e-5, rtol=0)
+    changes = (out - grey).abs().amax(dim=(1, 2, 3)) > 1e-3
+    assert not changes.any() if number in (0, 6) else changes.any()
+
+
+@pytest.mark.parametrize("name", ["crop_randaugment1", "crop_flip_randaugment1"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_one_operation_on_top_of_the_crop(name: str, channels: int) -> None:
+    """The crop draws first; a sample then goes through exactly one of the fourteen."""
+    images = _images((channels, 16, 16), b=64)
+    out = make_view(name, (channels, 16, 16))(images, _rng())
+    rng = _rng()
+    base = make_view(name.removesuffix("_randaugment1"), (channels, 16, 16))(images, rng)
+    chosen = torch.randint(len(_OPERATIONS), (64,), generator=rng)
+    strength = torch.rand(64, generator=rng)
+    sign = torch.randint(2, (64,), generator=rng) * 2.0 - 1
+    x = ((base + 1) / 2 * 255).round() / 255
+    each = zip(chosen.tolist(), x.split(1), strength.split(1), sign.split(1))
+    expected = torch.cat([_OPERATIONS[n](x, s, g).clamp(0, 1) for n, x, s, g in each])
+    torch.testing.assert_close(out, expected * 2 - 1, atol=1e-4, rtol=0)
+    kept = (out == base).flatten(1).all(dim=1)
+    assert kept[chosen == 0].all()
+    assert chosen.unique().numel() == len(_OPERATIONS)
+
+
+NEXT_DRAW = {
+    "plain": 0.5349225401878357,
+    "crop": 0.28683900833129883,
+    "crop_flip": 0.9699196219444275,
+    "affine_erase": 0.7737615704536438,
+    "affine_erase_flip": 0.1469746232032776,
+    "randaugment": 0.6685574650764465,
+}
+
+
+@pytest.mark.parametrize("name", NEXT_DRAW)
+def test_random_streams_of_views_are_as_they_were(name: str) -> None:
+    """Runs can only be repeated while a view draws what it always has."""
+    rng = _rng(7)
+    make_view(name, (3, 32, 32))(_images((3, 32, 32)), rng)
+    assert torch.rand((), generator=rng).item() == NEXT_DRAW[name]
 
 
 @pytest.mark.parametrize("name", VECTOR_VIEWS)
