@@ -13,6 +13,7 @@ from labelmesh.trainers.method import (
     Loss,
     Method,
     Network,
+    Phase,
     find_method,
     method_names,
 )
@@ -69,9 +70,15 @@ def _neighborhood(rows: int, hops: int) -> Neighborhood:
     return Neighborhood(tuple(levels))
 
 
-def _batch(method: Method, *, with_round: bool, seed: int = 3, labeled: int = 4) -> Batch:
-    """The first phase's micro-batch; weak and strong views are noise from the generator."""
-    phase = method.phases[0]
+def _phases(method: Method, *, with_round: bool) -> tuple[Phase, ...]:
+    """The phases that have a round to read, or those that come before the first one."""
+    return method.phases if with_round or not method.uses_graph else (method.warm_up,)
+
+
+def _batch(
+    method: Method, phase: Phase, *, with_round: bool, seed: int = 3, labeled: int = 4
+) -> Batch:
+    """A micro-batch; weak and strong views are noise from the generator."""
     rng = torch.Generator().manual_seed(0)
     inputs = torch.randn(B, INPUTS, generator=rng)
     labels = torch.randint(C, (B,), generator=rng)
@@ -100,14 +107,32 @@ def _batch(method: Method, *, with_round: bool, seed: int = 3, labeled: int = 4)
             extra = {key: column[:B] for key, column in made.extra.items()}
             pseudo = PseudoLabels(made.probs[:B], made.weight[:B], extra)
     neighborhood = _neighborhood(B, phase.hops) if with_round and phase.hops else None
-    view = views_of(inputs)
-    return Batch(phase.name, torch.arange(B), labels, pseudo, neighborhood, view, generator, base)
+    averaged = _build(method).eval()
+    return Batch(
+        phase.name,
+        torch.arange(B),
+        labels,
+        pseudo,
+        neighborhood,
+        views_of(inputs),
+        generator,
+        base,
+        epoch=1.5,
+        teacher=torch.no_grad()(averaged),
+        statistics=method.statistics(C),
+    )
 
 
-def _loss(name: str, *, with_round: bool, seed: int = 3) -> tuple[Loss, Network]:
-    method = _method(name)
-    net = _build(method).train()
-    return method.loss(net, _batch(method, with_round=with_round, seed=seed)), net
+def _losses(
+    name: str, *, with_round: bool, seed: int = 3, labeled: int = 4
+) -> list[tuple[Loss, Network]]:
+    """Of one micro-batch of each phase, with a network of its own."""
+    method, out = _method(name), []
+    for phase in _phases(method, with_round=with_round):
+        net = _build(method).train()
+        batch = _batch(method, phase, with_round=with_round, seed=seed, labeled=labeled)
+        out.append((method.loss(net, batch), net))
+    return out
 
 
 @methods
@@ -144,44 +169,56 @@ def test_network_gives_features_and_logits(name: str) -> None:
     assert net.feature_dim == D
     assert out.features.shape == (4, D)
     assert out.logits.shape == (4, C)
+    assert torch.equal(out.outputs[:, :C], out.logits)
 
 
 @methods
 @pytest.mark.parametrize("with_round", [False, True])
 def test_loss_is_finite_and_reaches_backbone_and_classifier(name: str, with_round: bool) -> None:
-    loss, net = _loss(name, with_round=with_round)
-    assert torch.isfinite(loss.total)
-    loss.total.backward()
-    gradients = [p.grad for p in net.parameters() if p.grad is not None]
-    assert all(torch.isfinite(g).all() for g in gradients)
-    assert next(net.parameters()).grad is not None
-    assert gradients[-1].abs().sum() > 0
+    for loss, net in _losses(name, with_round=with_round):
+        assert torch.isfinite(loss.total)
+        loss.total.backward()
+        gradients = [p.grad for p in net.parameters() if p.grad is not None]
+        assert all(torch.isfinite(g).all() for g in gradients)
+        assert next(net.parameters()).grad is not None
+        assert gradients[-1].abs().sum() > 0
 
 
 @methods
 def test_logged_parts_are_detached_scalars(name: str) -> None:
-    loss, _ = _loss(name, with_round=True)
-    assert loss.parts
-    assert all(part.ndim == 0 and not part.requires_grad for part in loss.parts.values())
+    for loss, _ in _losses(name, with_round=True):
+        assert loss.parts
+        assert all(part.ndim == 0 and not part.requires_grad for part in loss.parts.values())
+
+
+@methods
+@pytest.mark.parametrize("with_round", [False, True])
+def test_running_statistics_keep_names_and_shapes(name: str, with_round: bool) -> None:
+    start = _method(name).statistics(C)
+    for loss, _ in _losses(name, with_round=with_round):
+        assert {k: v.shape for k, v in loss.statistics.items()} == {
+            k: v.shape for k, v in start.items()
+        }
+        assert all(torch.isfinite(v).all() for v in loss.statistics.values())
 
 
 @methods
 @pytest.mark.parametrize("with_round", [False, True])
 def test_loss_is_a_function_of_the_generator(name: str, with_round: bool) -> None:
     state = torch.random.get_rng_state()
-    first, _ = _loss(name, with_round=with_round)
-    again, _ = _loss(name, with_round=with_round)
-    other, _ = _loss(name, with_round=with_round, seed=4)
-    assert torch.equal(first.total, again.total)
-    assert not torch.equal(first.total, other.total)
+    first, again, other = (
+        [loss.total for loss, _ in _losses(name, with_round=with_round, seed=seed)]
+        for seed in (3, 3, 4)
+    )
+    assert all(map(torch.equal, first, again))
+    assert not any(map(torch.equal, first, other))
     assert torch.equal(state, torch.random.get_rng_state())
 
 
 @methods
 def test_loss_of_labeled_nodes_alone_is_finite(name: str) -> None:
-    method = _method(name)
-    batch = _batch(method, with_round=False, labeled=B)
-    assert torch.isfinite(method.loss(_build(method).train(), batch).total)
+    for loss, _ in _losses(name, with_round=False, labeled=B):
+        assert torch.isfinite(loss.total)
 
 
 @graph_methods
