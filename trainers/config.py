@@ -18,6 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationErr
 from .method import Method, find_method, method_names
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
+_BETAS = (0.9, 0.999)
 
 
 class _Section(BaseModel):
@@ -115,7 +117,11 @@ class TrainSpec(_Section):
     lr: float = Field(0.03, gt=0)
     momentum: float = Field(0.9, ge=0, lt=1)
     nesterov: bool = True
+    betas: tuple[Decay, Decay] = Field(_BETAS, description="of AdamW")
     weight_decay: float = Field(5e-4, ge=0)
+    decay_norm_and_bias: bool = Field(
+        False, description="weight decay of parameters of one dimension too"
+    )
     schedule: Literal["cosine", "constant", "step"] = "cosine"
     cosine_end: float | None = Field(None, gt=0, description="epoch at which the cosine is 0")
     step_epochs: tuple[float, ...] = ()
@@ -129,6 +135,7 @@ class TrainSpec(_Section):
     num_workers: int = Field(1, ge=1)
     threads_per_worker: int | None = Field(None, ge=1)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    compile: bool = Field(False, description="torch.compile of the network in training steps")
     eval_every_epochs: int = Field(1, ge=1)
     checkpoint_every_epochs: int = Field(1, ge=1)
     checkpoint_every_steps: int | None = Field(
@@ -153,6 +160,8 @@ class TrainSpec(_Section):
         }
         for key in self.deepspeed.keys() & ours.keys():
             raise ValueError(f"train.deepspeed.{key} is decided by {ours[key]}; set that instead")
+        if self.optimizer != "adamw" and self.betas != _BETAS:
+            raise ValueError("train.betas is used by train.optimizer = 'adamw' alone")
         if self.step_epochs and self.schedule != "step":
             raise ValueError("train.step_epochs is used by train.schedule = 'step' alone")
         if self.cosine_end is not None and self.schedule != "cosine":

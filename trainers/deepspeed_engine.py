@@ -17,7 +17,15 @@ from torch import Tensor, nn
 
 from ..graph_store.view import Hop, Neighborhood
 from .config import TrainSpec
-from .engine import Comm, make_optimizer, set_learning_rate, uses_bf16, widened
+from .engine import (
+    COMPILER,
+    Comm,
+    check_compiler,
+    make_optimizer,
+    set_learning_rate,
+    uses_bf16,
+    widened,
+)
 from .method import ModelOutput, Network
 
 
@@ -80,6 +88,9 @@ class DeepSpeedEngine:
             args=SimpleNamespace(device_rank=device.index or 0),
             dist_init_required=False,
         )
+        if train.compile:
+            check_compiler(device)
+            self._engine.compile(backend=COMPILER)
 
     def __call__(self, inputs: Tensor, neighborhood: Neighborhood | None = None) -> ModelOutput:
         hops = () if neighborhood is None else neighborhood.hops

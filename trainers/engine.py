@@ -6,7 +6,11 @@ An engine owns the network's parameters and the optimiser. One optimiser step is
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import importlib.util
+import os
+import shutil
+import sysconfig
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -17,6 +21,9 @@ from torch import Tensor, nn
 from ..graph_store.view import Neighborhood
 from .config import TrainSpec
 from .method import ModelOutput, Network
+
+COMPILER = "inductor"
+"""What torch.compile hands the network to."""
 
 
 @runtime_checkable
@@ -72,15 +79,16 @@ class Engine(Protocol):
 
 
 def make_optimizer(network: nn.Module, train: TrainSpec) -> torch.optim.Optimizer:
-    """SGD or AdamW; biases and norms (tensors of one dimension) are not decayed."""
+    """SGD or AdamW; biases and norms (tensors of one dimension) are decayed only where asked."""
     trainable = [p for p in network.parameters() if p.requires_grad]
+    few = train.weight_decay if train.decay_norm_and_bias else 0.0
     groups: list[dict[str, Any]] = [
         {"params": [p for p in trainable if p.ndim > 1], "weight_decay": train.weight_decay},
-        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": few},
     ]
     groups = [g for g in groups if g["params"]]
     if train.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=train.lr)
+        return torch.optim.AdamW(groups, lr=train.lr, betas=train.betas)
     nesterov = train.nesterov and train.momentum > 0
     return torch.optim.SGD(groups, lr=train.lr, momentum=train.momentum, nesterov=nesterov)
 
@@ -95,10 +103,15 @@ class LocalEngine:
         self._train = train
         self._optimizer = make_optimizer(network, train)
         self._bf16 = uses_bf16(train, device)
+        # `network` stays plain: state dicts, averages and evaluation know nothing of compilation.
+        self._call: Callable[..., ModelOutput] = self.network
+        if train.compile:
+            check_compiler(device)
+            self._call = torch.compile(self.network, backend=COMPILER)
 
     def __call__(self, inputs: Tensor, neighborhood: Neighborhood | None = None) -> ModelOutput:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16):
-            out: ModelOutput = self.network(inputs, neighborhood)
+            out = self._call(inputs, neighborhood)
         return widened(out.features, out.outputs, num_classes=out.logits.shape[1])
 
     def micro_step(self, loss: Tensor, *, lr: float, last: bool) -> None:
@@ -140,6 +153,30 @@ def widened(features: Tensor, outputs: Tensor, *, num_classes: int) -> ModelOutp
 def set_learning_rate(groups: Iterable[dict[str, Any]], lr: float) -> None:
     for group in groups:
         group["lr"] = lr
+
+
+def check_compiler(device: torch.device) -> None:
+    """What torch.compile needs beside torch: looked for before the first step.
+
+    Raises:
+        ValueError: No compiler, Python headers or (for GPUs) Triton here.
+    """
+    on_gpu = device.type == "cuda"
+    variable, usual = ("CC", ("gcc", "clang")) if on_gpu else ("CXX", ("g++", "clang++"))
+    names = [n for n in (os.environ.get(variable), *usual) if n]
+    header = os.path.join(sysconfig.get_paths()["include"], "Python.h")
+    lacking = []
+    if not any(shutil.which(n) for n in names):
+        lacking.append(f"a compiler (none of {', '.join(names)})")
+    if not os.path.exists(header):
+        lacking.append(f"Python's headers (no {header})")
+    if on_gpu and importlib.util.find_spec("triton") is None:
+        lacking.append("the package triton")
+    if lacking:
+        raise ValueError(
+            f"train.compile = true: this machine lacks {' and '.join(lacking)}; install that, or "
+            "set train.compile = false"
+        )
 
 
 def uses_bf16(train: TrainSpec, device: torch.device) -> bool:
