@@ -8,8 +8,10 @@ import torch
 from labelmesh.graph_store.knn_graph import knn_graph
 from labelmesh.graph_store.local_view import LocalGraphView
 from labelmesh.graph_store.view import NodeState, PseudoLabels
-from labelmesh.trainers.method import Batch
-from labelmesh.trainers.methods.lpdssl import LPDSSL
+from labelmesh.trainers.labeling import onehot, targets_and_weight
+from labelmesh.trainers.losses import mixup_pairs, prediction_mse, ramp_up, soft_cross_entropy
+from labelmesh.trainers.method import Batch, Network
+from labelmesh.trainers.methods.lpdssl import LPDSSL, aligned
 from torch import Tensor, nn
 
 
@@ -92,3 +94,200 @@ def test_loss_by_hand() -> None:
 
 def test_before_round_zero_only_labeled_rows_count() -> None:
     assert _loss(None) == pytest.approx(math.log(2), rel=1e-6)
+
+
+B, C, D = 10, 3, 4
+
+
+def _net(method: LPDSSL, seed: int = 0) -> Network:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return method.build(nn.Linear(5, D), D, C)
+
+
+def _batch(method: LPDSSL, *, with_round: bool = True) -> tuple[Batch, list[tuple[str, Tensor]]]:
+    """Four labeled rows and six others; views are noise, and are kept in the order of calls."""
+    rng, generator = torch.Generator().manual_seed(1), torch.Generator().manual_seed(2)
+    x = torch.randn(B, 5, generator=rng)
+    labels = torch.tensor([0, 1, 2, 0] + [-1] * 6)
+    extra = {"class_weight": torch.rand(B, generator=rng)}
+    weight = torch.rand(B, generator=rng)
+    weight[-1] = 0
+    pseudo = PseudoLabels(torch.rand(B, C, generator=rng).softmax(1), weight, extra)
+    seen: list[tuple[str, Tensor]] = []
+
+    def view(name: str, rows: Tensor | None = None) -> Tensor:
+        chosen = x if rows is None else x[rows]
+        out = chosen + {"weak": 0.1, "strong": 1.0}[name] * torch.randn(
+            chosen.shape, generator=generator
+        )
+        seen.append((name, out))
+        return out
+
+    batch = Batch(
+        "mixed",
+        torch.arange(B),
+        labels,
+        pseudo if with_round else None,
+        None,
+        view,
+        generator,
+        epoch=1.0,
+        teacher=_net(method, seed=7),
+    )
+    return batch, seen
+
+
+def _rows_cost(batch: Batch, logits: Tensor) -> Tensor:
+    """LPDSSL's mean cost of a round's rows, written out (eq. 11)."""
+    targets, weight = targets_and_weight(batch.labels, batch.pseudo, C)
+    assert batch.pseudo is not None
+    hard = onehot(targets.argmax(dim=1), C)
+    return soft_cross_entropy(logits, hard, weight * batch.pseudo.extra["class_weight"])
+
+
+@pytest.mark.parametrize("with_round", [True, False])
+def test_without_options_the_loss_is_lpdssls_bit_for_bit(with_round: bool) -> None:
+    method = LPDSSL()
+    net = _net(method)
+    batch, seen = _batch(method, with_round=with_round)
+    loss = method.loss(net, batch)
+    (view,) = seen
+    if with_round:
+        expected = _rows_cost(batch, net(view[1]).logits)
+    else:
+        expected = soft_cross_entropy(net(view[1]).logits, onehot(batch.labels[:4], C))
+    assert view[0] == "weak"
+    assert torch.equal(loss.total, expected)
+    other, _ = _batch(method, with_round=with_round)
+    other.view("weak", other.labels >= 0 if not with_round else None)
+    draws = [torch.rand((), generator=b.generator).item() for b in (batch, other)]
+    assert draws[0] == draws[1]
+
+
+def test_views_are_averaged_and_strong_for_unlabeled_rows() -> None:
+    method = LPDSSL(unlabeled_view="strong", num_views=3)
+    net = _net(method)
+    batch, seen = _batch(method)
+    loss = method.loss(net, batch)
+    assert [name for name, _ in seen] == ["weak", "strong"] * 3
+    assert [x.shape[0] for _, x in seen] == [4, 6] * 3
+    views = [torch.cat([seen[i][1], seen[i + 1][1]]) for i in range(0, 6, 2)]
+    costs = [_rows_cost(batch, net(x).logits) for x in views]
+    torch.testing.assert_close(loss.total, sum(costs) / 3)
+    assert len({cost.item() for cost in costs}) == 3
+
+
+def test_mixup_mixes_rows_and_their_weighted_costs() -> None:
+    method = LPDSSL(mixup=0.7, num_views=2)
+    net = _net(method)
+    batch, seen = _batch(method)
+    partner, share = mixup_pairs(B, 0.7, torch.Generator().manual_seed(2))
+    loss = method.loss(net, batch)
+    targets, weight = targets_and_weight(batch.labels, batch.pseudo, C)
+    assert batch.pseudo is not None
+    weight = weight * batch.pseudo.extra["class_weight"]
+    classes, total = targets.argmax(dim=1), torch.zeros(())
+    for _, x in seen:
+        mixed = share[:, None] * x + (1 - share[:, None]) * x[partner]
+        log_p = net(mixed).logits.log_softmax(1)
+        own = -log_p.gather(1, classes[:, None])[:, 0] * weight
+        others = -log_p.gather(1, classes[partner][:, None])[:, 0] * weight[partner]
+        total = total + (share * own + (1 - share) * others).mean() / 2
+    torch.testing.assert_close(loss.total, total)
+
+
+def test_mean_teacher_adds_the_ramped_distance_to_another_view() -> None:
+    method = LPDSSL(mean_teacher=2.5, rampup_epochs=4.0, num_views=2, unlabeled_view="strong")
+    net = _net(method)
+    batch, seen = _batch(method)
+    loss = method.loss(net, batch)
+    plain, _ = _batch(method)
+    without = LPDSSL(num_views=2, unlabeled_view="strong").loss(net, plain)
+    assert [name for name, _ in seen] == ["weak", "strong"] * 2 + ["weak"]
+    assert batch.teacher is not None
+    student = net(torch.cat([seen[0][1], seen[1][1]])).logits
+    cost = prediction_mse(student, batch.teacher(seen[4][1]).logits)
+    expected = without.total + 2.5 * ramp_up(1.0, 4.0) * cost
+    torch.testing.assert_close(loss.total, expected)
+    torch.testing.assert_close(loss.parts["consistency"], cost)
+    torch.testing.assert_close(loss.parts["classification"], without.total)
+
+
+def test_mean_teacher_and_mixup_exclude_each_other() -> None:
+    with pytest.raises(ValueError, match="set one of the two to 0"):
+        LPDSSL(mean_teacher=1.0, mixup=1.0)
+
+
+def test_before_round_zero_views_and_mixup_are_of_labeled_rows() -> None:
+    method = LPDSSL(mixup=1.0, num_views=2, unlabeled_view="strong")
+    batch, seen = _batch(method, with_round=False)
+    assert torch.isfinite(method.loss(_net(method), batch).total)
+    assert [(name, x.shape[0]) for name, x in seen] == [("weak", 4)] * 2
+
+
+def test_aligned_factors_by_hand() -> None:
+    """Odds 8, 4, 2 and 1/2 for class 0; half of the four rows can be of it only if both others'
+    odds fall below one: factors with a ratio in (2, 4)."""
+    odds = torch.tensor([8.0, 4.0, 2.0, 0.5], dtype=torch.float64)
+    probs = torch.stack([odds, torch.ones(4)], dim=1) / (1 + odds)[:, None]
+    labels, counted = torch.full((4,), -1), torch.ones(4, dtype=torch.bool)
+    half = torch.full((2,), 0.5, dtype=torch.float64)
+    made = aligned(probs, labels, counted, half)
+    assert made.argmax(1).tolist() == [0, 0, 1, 1]
+    ratio = (made[:, 0] / made[:, 1]) / odds
+    assert 0.25 < ratio[0].item() < 0.5
+    torch.testing.assert_close(ratio, ratio[:1].expand(4))
+    torch.testing.assert_close(made.sum(1), torch.ones(4, dtype=torch.float64))
+
+
+def test_aligned_keeps_zero_rows_out_and_counts_given_labels() -> None:
+    rng = torch.Generator().manual_seed(0)
+    probs = (3 * torch.randn(300, 3, generator=rng, dtype=torch.float64) + 1).softmax(1)
+    probs[:, 0] *= 5
+    probs[200:] = 0
+    labels = torch.full((300,), -1)
+    labels[:30] = 2
+    shares = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64)
+    made = aligned(probs, labels, torch.arange(300) < 200, shares)
+    classes = torch.where(labels >= 0, labels, made.argmax(1))[:200]
+    assert torch.bincount(classes).tolist() == pytest.approx([40, 60, 100], abs=1)
+    assert torch.isfinite(made).all()
+
+
+def _blobs(n: int = 240) -> tuple[LocalGraphView, NodeState]:
+    """Three overlapping groups, the first twice as often labeled; five nodes are absent."""
+    rng = torch.Generator().manual_seed(3)
+    group = torch.arange(n) % 3
+    x = 1.2 * nn.functional.one_hot(group, 6).float() + 0.5 * torch.randn(n, 6, generator=rng)
+    found = knn_graph(x, k=6, metric="cosine")
+    graph = LocalGraphView(found.ids, found.distances, (2 - 2 * found.distances).sqrt())
+    labels, present = torch.full((n,), -1), torch.ones(n, dtype=torch.bool)
+    labels[:6] = group[:6]
+    labels[[9, 12]] = 0
+    present[-5:] = False
+    return graph, NodeState(x, torch.full((n, 3), 1 / 3), labels, torch.ones(n), present)
+
+
+@pytest.mark.parametrize(
+    ("align", "shares"), [("uniform", [1 / 3] * 3), ("labels", [0.5, 0.25, 0.25])]
+)
+def test_aligned_rounds_have_classes_of_the_wanted_sizes(align: str, shares: list[float]) -> None:
+    graph, state = _blobs()
+    plain, made = LPDSSL().refresh(graph, state), LPDSSL(align=align).refresh(graph, state)
+    sizes = [torch.bincount(m.probs[state.present].argmax(1)) / 235 for m in (plain, made)]
+    wanted = torch.tensor(shares)
+    assert (sizes[1] - wanted).abs().max() < 0.01 < (sizes[0] - wanted).abs().max()
+    assert torch.equal(made.probs[:6].argmax(1), state.labels[:6])
+    assert (made.weight[-5:] == 0).all()
+    assert made.weight[:235].min() >= 0
+    assert made.weight.max() == 1
+    zeta = torch.stack([made.extra["class_weight"][made.probs.argmax(1) == j][0] for j in range(3)])
+    sizes_of_all = torch.bincount(made.probs.argmax(1)).float()
+    torch.testing.assert_close(zeta, sizes_of_all.min() / sizes_of_all)
+
+
+def test_unweighted_rounds_count_every_row_that_is_reached() -> None:
+    made = LPDSSL(weighted=False, align="uniform").refresh(*_cliques())
+    assert made.weight.tolist() == [1.0] * 8 + [0.0]
+    assert made.extra["class_weight"].tolist() == [1.0] * 9
