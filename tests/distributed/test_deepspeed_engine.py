@@ -80,6 +80,7 @@ def worker(rank: int, port: int, folder: str) -> None:
     for stage in STAGES:
         one_stage(rank, stage, Path(folder, str(stage)))
     bf16_step(rank, Path(folder, "bf16.pt"))
+    compiled_steps(rank, Path(folder, "compiled.pt"))
     dist.barrier()
     dist.destroy_process_group()
 
@@ -108,6 +109,20 @@ def bf16_step(rank: int, path: Path) -> None:
     cpu = torch.device("cpu")
     engine = DeepSpeedEngine(network(), spec(num_workers=2, precision="bf16"), cpu)
     take_steps(engine, range(STEPS), [rank])
+    if rank == 0:
+        torch.save(engine.network.state_dict(), path)
+
+
+def compiled_steps(rank: int, path: Path) -> None:
+    from labelmesh.trainers import deepspeed_engine
+
+    # Traced and run by torch itself: a real compiler takes half a minute to start.
+    deepspeed_engine.COMPILER = "eager"
+    deepspeed_engine.check_compiler = lambda device: None
+    train = spec(num_workers=2, compile=True)
+    engine = deepspeed_engine.DeepSpeedEngine(network(), train, torch.device("cpu"))
+    take_steps(engine, range(STEPS), [rank])
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
     if rank == 0:
         torch.save(engine.network.state_dict(), path)
 
@@ -146,6 +161,13 @@ def test_bf16_keeps_float32_weights_near_the_float32_run(two_ranks: Path) -> Non
         assert bf16[name].dtype == expected.dtype
         torch.testing.assert_close(bf16[name], expected, rtol=0.1, atol=0.03)
     assert any(not torch.equal(bf16[n], plain[n]) for n in plain)
+
+
+def test_compiled_ranks_step_like_plain_ones_and_keep_their_keys(two_ranks: Path) -> None:
+    compiled = torch.load(two_ranks / "compiled.pt", weights_only=True)
+    plain = torch.load(two_ranks / "0" / "undisturbed.pt", weights_only=True)
+    assert list(compiled) == list(plain)
+    assert all(torch.equal(compiled[name], plain[name]) for name in plain)
 
 
 def test_local_engine_resumes_exactly(tmp_path: Path) -> None:
