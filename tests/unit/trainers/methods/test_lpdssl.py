@@ -7,7 +7,10 @@ import pytest
 import torch
 from labelmesh.graph_store.knn_graph import knn_graph
 from labelmesh.graph_store.local_view import LocalGraphView
+from labelmesh.graph_store.partition import Partition
+from labelmesh.graph_store.sharded_view import ShardedGraphView, ShardGroup
 from labelmesh.graph_store.view import NodeState, PseudoLabels
+from labelmesh.tests.distributed.test_sharded_view import run_on_shards
 from labelmesh.trainers.labeling import onehot, targets_and_weight
 from labelmesh.trainers.losses import mixup_pairs, prediction_mse, ramp_up, soft_cross_entropy
 from labelmesh.trainers.method import Batch, Network
@@ -291,3 +294,26 @@ def test_unweighted_rounds_count_every_row_that_is_reached() -> None:
     made = LPDSSL(weighted=False, align="uniform").refresh(*_cliques())
     assert made.weight.tolist() == [1.0] * 8 + [0.0]
     assert made.extra["class_weight"].tolist() == [1.0] * 9
+
+
+def test_aligned_rounds_of_shards_are_those_of_one_process() -> None:
+    """Threads that talk over gloo; the last of three shards has no labeled node."""
+    graph, state = _blobs()
+    method = LPDSSL(align="labels")
+
+    def run(group: ShardGroup) -> PseudoLabels:
+        partition = Partition.even(240, 3)
+        own = slice(*partition.span(group.rank))
+        columns = (graph.neighbor_ids[own], graph.similarity[own], graph.distances[own])
+        rows = (state.features, state.probs, state.labels, state.density, state.present)
+        view = ShardedGraphView(group, partition, *columns, "cosine")
+        return method.refresh(view, NodeState(*(column[own] for column in rows)))
+
+    parts, expected = run_on_shards(3)(run), method.refresh(graph, state)
+    for got, whole in (
+        (torch.cat([part.probs for part in parts]), expected.probs),
+        (torch.cat([part.weight for part in parts]), expected.weight),
+        (torch.cat([part.extra["class_weight"] for part in parts]), expected.extra["class_weight"]),
+    ):
+        # sums over shards differ in their last bits
+        torch.testing.assert_close(got, whole, rtol=0, atol=1e-4)
