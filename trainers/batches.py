@@ -10,13 +10,12 @@ import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from ..datasets.base_set import BaseSet
-from ..datasets.reader import Reader
 from ..datasets.sampler import Plan
 from ..datasets.schema import NodeBatch
 from ..graph_store.store import GraphStore
@@ -30,11 +29,20 @@ View = Callable[[Tensor, torch.Generator], Tensor]
 Views = dict[ViewName, View]
 
 
+@runtime_checkable
+class NodeReader(Protocol):
+    """Has the inputs of a run's nodes: a `Reader` of samples, or what stands for one."""
+
+    def read(self, node_ids: Tensor) -> NodeBatch:
+        """Inputs and given labels of some nodes, in this order; unreadable ones are left out."""
+        ...
+
+
 @dataclass(frozen=True)
 class BatchSource:
     """All that a micro-batch is made from. `store` is None for methods without a graph."""
 
-    reader: Reader
+    reader: NodeReader
     views: Views
     store: GraphStore | None
     device: torch.device

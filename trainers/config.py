@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
 
+from ..datasets.transforms import VECTOR_VIEWS
 from .method import Method, find_method, method_names
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -68,13 +69,36 @@ class ModelSpec(_Section):
     """The network. `weights`: what the backbone starts from, a `.safetensors`, `.pth` or `.pt`
     file or a finished run's directory. `stem` and `pixels` are of residual networks: "auto" takes
     the small stem for images of up to 64 pixels; weights that were trained on ImageNet want
-    `pixels = "imagenet"`, its mean and standard deviation."""
+    `pixels = "imagenet"`, its mean and standard deviation.
+
+    `freeze`: the backbone is not trained, but for its projection where it has one.
+    `cache_features` (as `freeze` unless told): its features are computed once and kept in
+    `cache_dir`, a folder `cache` beside the run unless told, which runs share."""
 
     backbone: str = "cnn_small"
     feature_dim: int = Field(128, ge=1)
     stem: Literal["auto", "small", "imagenet"] = "auto"
     pixels: Literal["symmetric", "imagenet"] = "symmetric"
     weights: str | None = None
+    freeze: bool = False
+    cache_features: bool | None = None
+    cache_dir: str | None = None
+
+    @property
+    def caches(self) -> bool:
+        """Whether training sees features that were computed before it."""
+        return self.freeze and self.cache_features is not False
+
+    @model_validator(mode="after")
+    def _caches_what_stands_still(self) -> ModelSpec:
+        if self.cache_features and not self.freeze:
+            raise ValueError(
+                "model.cache_features = true needs model.freeze = true: the features of a backbone "
+                "that is trained change"
+            )
+        if self.cache_dir is not None and not self.caches:
+            raise ValueError("model.cache_dir is used where features are cached alone")
+        return self
 
 
 class GraphSpec(_Section):
@@ -219,6 +243,38 @@ class RunSpec(_Section):
     def num_workers(self) -> int:
         return self.train.num_workers
 
+    @property
+    def cache_dir(self) -> str:
+        """Where features of a frozen backbone are kept."""
+        return self.model.cache_dir or f"{self.output.uri}/cache"
+
+    @model_validator(mode="after")
+    def _cached_features_can_be_seen(self) -> RunSpec:
+        if not self.model.caches:
+            return self
+        for key, view in (("weak", self.data.weak), ("strong", self.data.strong)):
+            if view not in VECTOR_VIEWS:
+                raise ValueError(
+                    f"data.{key} = {view!r} is a view of images, but model.freeze = true trains on "
+                    f"features that are computed once; set data.weak and data.strong to one of "
+                    f"{', '.join(VECTOR_VIEWS)}, or model.cache_features = false"
+                )
+        if "://" in self.cache_dir:
+            raise ValueError(
+                f"features are cached in local files, not at {self.cache_dir}; set "
+                "model.cache_dir to a folder, or model.cache_features = false"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _steps_need_something_to_train(self) -> RunSpec:
+        if not self.method.phases and self.train.warmup_steps:
+            raise ValueError(
+                f"train.warmup_steps = {self.train.warmup_steps}: the method "
+                f"{method_name(self.method)!r} trains nothing; set it to 0"
+            )
+        return self
+
     def to_toml(self) -> str:
         """The resolved configuration; `load_config` reads it back to an equal spec."""
         body = self.model_dump(mode="json", exclude_none=True)
@@ -273,7 +329,14 @@ def with_absolute_uris(spec: RunSpec) -> RunSpec:
     data = {"uri": absolute_uri(spec.data.uri)}
     if spec.data.split_file is not None:
         data["split_file"] = absolute_uri(spec.data.split_file)
-    model = {} if spec.model.weights is None else {"weights": absolute_uri(spec.model.weights)}
+    model: dict[str, str] = {}
+    if spec.model.weights is not None:
+        model["weights"] = absolute_uri(spec.model.weights)
+    if spec.model.cache_dir is not None:
+        model["cache_dir"] = absolute_uri(spec.model.cache_dir)
+    kind, colon, folder = spec.model.backbone.partition("hf:")
+    if not kind and colon and Path(folder).expanduser().is_dir():
+        model["backbone"] = colon + absolute_uri(folder)
     return spec.model_copy(
         update={
             "data": spec.data.model_copy(update=data),

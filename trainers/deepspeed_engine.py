@@ -20,6 +20,7 @@ from .config import TrainSpec
 from .engine import (
     COMPILER,
     Comm,
+    Engine,
     check_compiler,
     make_optimizer,
     set_learning_rate,
@@ -27,6 +28,7 @@ from .engine import (
     widened,
 )
 from .method import ModelOutput, Network
+from .still_engine import StillEngine, has_nothing_to_train
 
 
 class ProcessGroupComm:
@@ -124,6 +126,13 @@ class DeepSpeedEngine:
                 f"{folder} was not written by train.engine = 'deepspeed'; resume with the engine "
                 "that the run was started with"
             )
+
+
+def deepspeed_engine(network: Network, train: TrainSpec, device: torch.device) -> Engine:
+    """The engine of one rank; the process group must exist."""
+    if has_nothing_to_train(network):
+        return StillEngine(network, device, ProcessGroupComm(device))
+    return DeepSpeedEngine(network, train, device)
 
 
 def deepspeed_config(train: TrainSpec, *, world_size: int, bf16: bool) -> dict[str, Any]:

@@ -6,6 +6,7 @@ and gets numbers from it; the truth itself stays in here.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,16 +15,18 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from ..datasets.reader import Reader
-from ..datasets.schema import UNLABELED
+from ..datasets.schema import UNLABELED, NodeBatch
 from ..datasets.splits import Split
 from ..datasets.truth import load_truth
 from ..graph_store.store import GraphStore
-from .batches import Views, neighborhood_to
+from .batches import NodeReader, Views, neighborhood_to
 from .engine import Comm
 from .method import Network
 from .metrics import accuracy, confusion_matrix
 
 SplitName = Literal["val", "test"]
+MakeReader = Callable[[Tensor, Tensor], NodeReader]
+"""From manifest rows and labels to a reader of them; collective over the ranks."""
 
 
 @dataclass(frozen=True)
@@ -51,15 +54,16 @@ class Evaluator:
         self,
         uri: str,
         split: Split,
+        make_reader: MakeReader,
         *,
         num_classes: int,
         views: Views,
         device: torch.device,
         comm: Comm,
-        cache_bytes: int,
         chunk: int = 512,
     ) -> None:
         self._uri = uri
+        self._make_reader = make_reader
         self._rows = {"val": split.val_rows, "test": split.test_rows}
         self._node_rows = split.rows
         self._node_labels = split.labels
@@ -67,9 +71,8 @@ class Evaluator:
         self._views = views
         self._device = device
         self._comm = comm
-        self._cache_bytes = cache_bytes
         self._chunk = chunk
-        self._readers: dict[str, Reader] = {}
+        self._readers: dict[str, NodeReader] = {}
         self._node_truth: Tensor | None = None
 
     def has(self, split: SplitName) -> bool:
@@ -129,11 +132,16 @@ class Evaluator:
         """True labels of a few nodes, for the pictures of a finished run; -1 = unknown."""
         return self._truth_of_nodes()[node_ids]
 
-    def _reader(self, split: SplitName) -> Reader:
+    def samples_for_report(self, node_ids: Int64[Tensor, " m"]) -> NodeBatch:
+        """A few nodes as they lie on disk, for the pictures of a finished run."""
+        reader = Reader(self._uri, self._node_rows, self._node_labels, cache_bytes=0)
+        return reader.read(node_ids)
+
+    def _reader(self, split: SplitName) -> NodeReader:
         if split not in self._readers:
             rows = self._rows[split]
             labels = torch.full((len(rows),), UNLABELED)
-            self._readers[split] = Reader(self._uri, rows, labels, cache_bytes=self._cache_bytes)
+            self._readers[split] = self._make_reader(rows, labels)
         return self._readers[split]
 
     def _truth_of_nodes(self) -> Tensor:

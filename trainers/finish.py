@@ -209,7 +209,7 @@ def _write_report_data(
     else:
         data["features2d_source"] = _features(training, points)
     if info.kind == "image" and len(unlabeled):
-        batch = training.source.reader.read(unlabeled)
+        batch = training.evaluator.samples_for_report(unlabeled)
         data |= {
             "sample_images": batch.inputs.numpy(),
             "sample_label": labels.label[batch.node_ids].numpy(),

@@ -205,7 +205,7 @@ def _train_worker(config: dict[str, Any]) -> None:
     import ray.train
     import ray.train.torch
 
-    from .deepspeed_engine import DeepSpeedEngine
+    from .deepspeed_engine import deepspeed_engine
 
     job: Job = config["job"]
     board = config["board"]
@@ -216,7 +216,7 @@ def _train_worker(config: dict[str, Any]) -> None:
     # Ray hides no GPU from a worker that asked for none; such a worker stays on the CPU.
     on_gpu = job.spec.resources.gpus_per_trainer > 0
     device = ray.train.torch.get_device() if on_gpu else torch.device("cpu")
-    run_job(job, DeepSpeedEngine, device, lambda event: board.add.remote(event))
+    run_job(job, deepspeed_engine, device, lambda event: board.add.remote(event))
     ray.train.report({})
 
 

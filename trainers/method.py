@@ -205,6 +205,11 @@ class Method(BaseModel, ABC):
         return True
 
     @property
+    def needs_frozen_backbone(self) -> bool:
+        """Whether the method reads features as they come and trains nothing before them."""
+        return False
+
+    @property
     def predict_hops(self) -> int:
         """Depth of the neighbourhood that prediction needs from the store; 0 = none."""
         return 0

@@ -15,9 +15,9 @@ from ..graph_store.store import GraphStore
 from .config import RunSpec
 from .evaluate import batch_logits, predict_batch
 from .method import Base
-from .networks import build_network, make_views
+from .networks import build_parts, plain_view
 from .prepare import load_config_text
-from .run_dir import RunDir
+from .run_dir import BACKBONE_ABOUT, BACKBONE_WEIGHTS, RunDir
 
 
 class Predictor:
@@ -43,19 +43,24 @@ class Predictor:
         self.shape: tuple[int, ...] = tuple(about["shape"])
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         state = safetensors.torch.load(run.read_bytes("model.safetensors"))
-        network = build_network(
-            self.spec, self.spec.method, self.shape, len(self.classes), with_weights=False
+        stored = run.read_json(BACKBONE_ABOUT) if run.exists(BACKBONE_ABOUT) else {}
+        parts = build_parts(
+            self.spec, self.spec.method, self.shape, len(self.classes), stored=stored
         )
+        network = parts.network
         if "base_features" in state:
             base = Base(state["base_features"], state["base_labels"], len(self.classes))
             network = self.spec.method.predictor(network, base)
         network.load_state_dict(state)
-        self._network = network.to(self.device).eval().requires_grad_(False)
+        if parts.encoder is not None:
+            encoder = safetensors.torch.load(run.read_bytes(BACKBONE_WEIGHTS))
+            parts.encoder.load_state_dict(encoder)
+        self._network = parts.joined(network).to(self.device).eval().requires_grad_(False)
         self._hops = self.spec.method.predict_hops
         self._store: GraphStore | None = None
         if self._hops:
             self._store = LocalStore.restore(run.child("store"), device=str(self.device))
-        self._plain = make_views(self.spec.data, self.shape)["plain"]
+        self._plain = plain_view(self.shape)
 
     def predict(self, inputs: Any, *, batch_size: int | None = None) -> Any:
         """Class probabilities, `m C` float32, of the kind (numpy or torch) that came in.

@@ -17,7 +17,7 @@ from ..datasets.splits import Split
 from . import checkpoint
 from .config import ConfigError, RunSpec, parse_spec
 from .loop import plan_of
-from .networks import build_network, make_views
+from .networks import build_parts, make_views
 from .run_dir import RunDir
 
 
@@ -65,8 +65,8 @@ def prepare(spec: RunSpec, run: RunDir, *, resume: bool) -> Prepared:
 
 def _try_parts(spec: RunSpec, info: DatasetInfo, split: Split) -> None:
     """Make what workers will make, so that what cannot be made is said before they start."""
-    make_views(spec.data, info.shape)
-    build_network(spec, spec.method, info.shape, info.num_classes)
+    parts = build_parts(spec, spec.method, info.shape, info.num_classes)
+    make_views(spec.data, parts.shape)
     if spec.graph.device != "auto":
         try:
             torch.device(spec.graph.device)
@@ -74,7 +74,8 @@ def _try_parts(spec: RunSpec, info: DatasetInfo, split: Split) -> None:
             raise ConfigError(
                 f"graph.device = {spec.graph.device!r} is no device; use 'auto', 'cpu' or 'cuda'"
             ) from None
-    for phase in (*spec.method.phases, spec.method.warm_up):
+    warm_up = (spec.method.warm_up,) if spec.train.warmup_steps else ()
+    for phase in (*spec.method.phases, *warm_up):
         plan_of(spec, phase, split.labels, epoch=0, num_steps=None, groups=None)
 
 

@@ -1,7 +1,9 @@
 """A run's directory: its files, at any fsspec URI.
 
 `config.toml`, `environment.json`, `split.parquet`, `metrics.jsonl`, `rounds.jsonl`, `result.json`,
-`checkpoints/`, `store/`, `labels.parquet`, `model.safetensors`, `report.html`.
+`checkpoints/`, `store/`, `labels.parquet`, `model.safetensors`, `report.html`; of pretrained
+backbones `backbone.json` (how to build it), and of frozen ones before whose features training
+begins `backbone.safetensors`.
 """
 
 from __future__ import annotations
@@ -18,6 +20,9 @@ from typing import Any
 import fsspec
 import numpy as np
 import torch
+
+BACKBONE_ABOUT = "backbone.json"
+BACKBONE_WEIGHTS = "backbone.safetensors"
 
 
 class RunDir:

@@ -10,18 +10,26 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from .backbones.frozen import Frozen
 from .engine import Comm
 
 
+def moving_buffers(network: nn.Module) -> list[Tensor]:
+    """Buffers outside of frozen parts: those stay as they are, to the last bit."""
+    frozen = (m for m in network.modules() if isinstance(m, Frozen))
+    still = {id(b) for module in frozen for b in module.buffers()}
+    return [b for b in network.buffers() if id(b) not in still]
+
+
 def float_buffers(network: nn.Module) -> list[Tensor]:
-    return [b for b in network.buffers() if b.is_floating_point()]
+    return [b for b in moving_buffers(network) if b.is_floating_point()]
 
 
 class StepStatistics:
     """Makes the buffers after a step the mean over its micro-batches; counters count steps."""
 
     def __init__(self, network: nn.Module, num_micro_batches: int) -> None:
-        self._buffers = list(network.buffers()) if num_micro_batches > 1 else []
+        self._buffers = moving_buffers(network) if num_micro_batches > 1 else []
         self._count = num_micro_batches
         self._start: list[Tensor] = []
         self._sum: list[Tensor] = []

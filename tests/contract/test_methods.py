@@ -157,8 +157,14 @@ def test_every_hyperparameter_says_what_it_is(name: str) -> None:
 @methods
 def test_phases_have_names_of_their_own(name: str) -> None:
     names = [phase.name for phase in _method(name).phases]
-    assert names
     assert len(set(names)) == len(names)
+
+
+@methods
+def test_only_a_method_with_nothing_to_train_is_without_a_phase(name: str) -> None:
+    parameters = [key for key, _ in _build(_method(name)).named_parameters()]
+    has_own = any(not key.startswith("backbone.") for key in parameters)
+    assert bool(_method(name).phases) == has_own
 
 
 @methods

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import labelmesh as lm
 import pytest
-from labelmesh.trainers.method import method_names
+from labelmesh.trainers.method import find_method, method_names
 
 GOLDEN = Path(__file__).with_name("first_losses.json")
 FAST = {
@@ -33,7 +33,10 @@ FAST = {
 def losses(method: str, folder: Path) -> list[float]:
     """Mean losses of the warm-up and of each epoch."""
     overrides = {**FAST, "data.uri": str(folder / "digits")}
-    run = lm.connect().train(f"{method}-digits", set=overrides, name=method, out=str(folder))
+    if find_method(method)().needs_frozen_backbone:
+        del overrides["model.feature_dim"], overrides["train.warmup_steps"]
+    config = f"{method.replace('_', '-')}-digits"
+    run = lm.connect().train(config, set=overrides, name=method, out=str(folder))
     lines = run.dir.read_lines("metrics.jsonl")
     return [line["loss"] for line in lines if line["kind"] == "train"]
 
