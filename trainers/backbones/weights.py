@@ -128,11 +128,11 @@ def _summed_to_grey(value: Tensor, own: Tensor | None) -> Tensor:
 def _check_fits(own: Mapping[str, Tensor], given: Mapping[str, Tensor], uri: str) -> None:
     may_miss = [k for k in own if k.endswith("num_batches_tracked") or k.startswith("project.")]
     missing = [k for k in own if k not in given and k not in may_miss]
-    unexpected = [k for k in given if k not in own]
+    unexpected = sorted(k for k in given if k not in own)
     shapes = {
-        k: f"{k} ({_shape(v)} there, {_shape(own[k])} here)"
-        for k, v in given.items()
-        if k in own and v.shape != own[k].shape
+        k: f"{k} ({_shape(given[k])} there, {_shape(v)} here)"
+        for k, v in own.items()
+        if k in given and given[k].shape != v.shape
     }
     problems = [
         f"{what}: {_some(names)}"
