@@ -1,6 +1,7 @@
 """Solvers on a weighted graph: whole columns of labels in, whole columns of scores out."""
 
 from .density_paths import DensityPaths, density_paths
+from .kmeans import KMeans, kmeans, match_clusters
 from .laplace import laplace
 from .local_global import SpreadLabels, local_global, pseudo_labels
 from .nearest_labeled import nearest_labeled
@@ -13,12 +14,15 @@ from .reweighted import reweighted_laplace
 
 __all__ = [
     "DensityPaths",
+    "KMeans",
     "ProjectedLabels",
     "SpreadLabels",
     "class_prior_projection",
     "density_paths",
+    "kmeans",
     "laplace",
     "local_global",
+    "match_clusters",
     "nearest_labeled",
     "p_laplace",
     "poisson",
