@@ -20,7 +20,6 @@ import inspect
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,24 +27,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from .processor import Pixels, read_pixels
+
 PREFIX = "hf:"
 Pool = Literal["pooler", "class_token", "mean"]
-
-
-@dataclass(frozen=True)
-class Pixels:
-    """How a model wants its images.
-
-    Attributes:
-        size: Height and width.
-        scale: A pixel's largest value before mean and standard deviation are applied.
-        mean, std: Per channel.
-    """
-
-    size: tuple[int, int]
-    scale: float
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
 
 
 class Encoder(nn.Module):
@@ -206,7 +191,7 @@ def _read(name: str, source: str) -> Encoder:
         has_token = any(key.endswith("cls_token") for key in model.state_dict())
         pool = "class_token" if has_token else "mean"
     assert file is not None
-    return Encoder(model, _read_pixels(name, json.loads(Path(file).read_text())), pool)
+    return Encoder(model, read_pixels(name, json.loads(Path(file).read_text())), pool)
 
 
 def _rebuild(stored: Mapping[str, Any]) -> Encoder:
@@ -218,32 +203,6 @@ def _rebuild(stored: Mapping[str, Any]) -> Encoder:
     height, width = stored["size"]
     pixels = Pixels((height, width), stored["scale"], tuple(stored["mean"]), tuple(stored["std"]))
     return Encoder(model, pixels, stored["pool"])
-
-
-def _read_pixels(name: str, processor: Mapping[str, Any]) -> Pixels:
-    """From a `preprocessor_config.json`; keys that are left out mean "not done"."""
-    given = processor.get("crop_size") if processor.get("do_center_crop", True) else None
-    size = _height_and_width(given if given is not None else processor.get("size"))
-    mean, std = processor.get("image_mean"), processor.get("image_std")
-    if size is None or mean is None or std is None:
-        raise ValueError(
-            f"model.backbone = {name!r}: its preprocessor_config.json must name size, image_mean "
-            "and image_std"
-        )
-    if not processor.get("do_normalize", True):
-        mean, std = [0.0], [1.0]
-    factor = processor.get("rescale_factor", 1 / 255) if processor.get("do_rescale", True) else 1.0
-    return Pixels(size, 255 * factor, tuple(map(float, mean)), tuple(map(float, std)))
-
-
-def _height_and_width(size: Any) -> tuple[int, int] | None:
-    if isinstance(size, int):
-        return size, size
-    if isinstance(size, Mapping) and "height" in size:
-        return int(size["height"]), int(size["width"])
-    if isinstance(size, Mapping) and "shortest_edge" in size:
-        return int(size["shortest_edge"]), int(size["shortest_edge"])
-    return None
 
 
 def _fitted(model: Any, pixels: Pixels) -> tuple[Pixels, dict[str, Any]]:
