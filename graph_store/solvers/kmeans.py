@@ -180,7 +180,7 @@ def _own_rows(
     all_max: Reduction,
 ) -> OwnRows:
     """Check the rows of all shards, and choose the grid that all of them use."""
-    num_rows = int(all_sum(torch.tensor([len(x)], device=x.device)))
+    num_rows = int(all_sum(torch.full((1,), len(x), device=x.device)))
     if num_clusters > num_rows:
         raise ValueError(
             f"{num_clusters} clusters need at least as many rows, but {num_rows} are present; "
@@ -191,7 +191,7 @@ def _own_rows(
     largest = torch.zeros(1, dtype=torch.float64, device=x.device)
     for rows in (x, start):
         if rows is not None and rows.numel():
-            largest = torch.maximum(largest, torch.stack(rows.aminmax()).abs().max())
+            largest = torch.maximum(largest, torch.maximum(rows.amax(), -rows.amin()))
     # NaN is not handed on: what a maximum makes of it is up to the reduction.
     is_bad = ~(largest <= _LARGEST)
     if int(all_max(is_bad.to(torch.int64))):

@@ -7,7 +7,12 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
-CASES = ("device_graph_cases.py", "device_solver_cases.py", "device_few_labels_cases.py")
+CASES = (
+    "device_graph_cases.py",
+    "device_solver_cases.py",
+    "device_few_labels_cases.py",
+    "device_kmeans_cases.py",
+)
 
 
 def test_on_a_device_that_is_not_the_cpu() -> None:

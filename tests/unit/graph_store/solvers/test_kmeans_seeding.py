@@ -11,7 +11,6 @@ from labelmesh.graph_store.kernels.fixed_point import make_grid
 from labelmesh.graph_store.kernels.races import exponentials, race
 from labelmesh.graph_store.kernels.whole_rows import WholeRows
 from labelmesh.graph_store.solvers.kmeans_seeding import OwnRows, draw, plusplus
-from labelmesh.tests.unit.graph_store.other_device import DEVICE, OtherDevice
 from torch import Tensor
 
 
@@ -91,14 +90,3 @@ def test_squared_distances_are_whole_and_sums_exact() -> None:
     )
     unit = math.sqrt(float(rows.nearest.sum() / expected.sum()))
     torch.testing.assert_close(rows.nearest / unit**2, expected, rtol=1e-4, atol=1e-4)
-
-
-def test_another_device_draws_the_same() -> None:
-    x = torch.randn(200, 20, generator=torch.Generator().manual_seed(2))
-    own = rows_of(x)
-    expected = plusplus(own, 5, seed=9)
-    with OtherDevice():
-        there = OwnRows(x.to(DEVICE), own.node_ids.to(DEVICE), own.grid, lambda y: y, lambda y: y)
-        found = plusplus(there, 5, seed=9)
-        assert found.device == DEVICE
-        assert torch.equal(found.cpu(), expected)
