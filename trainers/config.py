@@ -73,7 +73,7 @@ class ModelSpec(_Section):
 
     `freeze`: the backbone is not trained, but for its projection where it has one.
     `cache_features` (as `freeze` unless told): its features are computed once and kept in
-    `cache_dir`, a folder `cache` beside the run unless told, which runs share."""
+    `cache_dir`, a folder `cache` beside the run's own unless told, which runs share."""
 
     backbone: str = "cnn_small"
     feature_dim: int = Field(128, ge=1)
@@ -243,11 +243,6 @@ class RunSpec(_Section):
     def num_workers(self) -> int:
         return self.train.num_workers
 
-    @property
-    def cache_dir(self) -> str:
-        """Where features of a frozen backbone are kept."""
-        return self.model.cache_dir or f"{self.output.uri}/cache"
-
     @model_validator(mode="after")
     def _cached_features_can_be_seen(self) -> RunSpec:
         if not self.model.caches:
@@ -259,11 +254,6 @@ class RunSpec(_Section):
                     f"features that are computed once; set data.weak and data.strong to one of "
                     f"{', '.join(VECTOR_VIEWS)}, or model.cache_features = false"
                 )
-        if "://" in self.cache_dir:
-            raise ValueError(
-                f"features are cached in local files, not at {self.cache_dir}; set "
-                "model.cache_dir to a folder, or model.cache_features = false"
-            )
         return self
 
     @model_validator(mode="after")

@@ -30,8 +30,26 @@ from ..datasets.sharding import share_of
 from .backbones.frozen import Frozen
 from .batches import View, prefetch
 from .engine import Comm
+from .run_dir import RunDir
 
 ROWS_PER_PART = 8192
+
+
+def cache_folder(cache_dir: str | None, run: RunDir) -> Path:
+    """Where a run keeps features: `cache_dir`, or `cache` beside the run's own folder.
+
+    Raises:
+        ValueError: The folder is not local.
+    """
+    folder = cache_dir
+    if folder is None:
+        folder = run.uri if run.local_path is None else str(run.local_path.parent / "cache")
+    if "://" in folder:
+        raise ValueError(
+            f"features of a frozen backbone are cached in local files, not at {folder}; set "
+            "model.cache_dir to a folder, or model.cache_features = false"
+        )
+    return Path(folder).expanduser()
 
 
 class FeatureCache:
@@ -150,7 +168,7 @@ class FeatureSource:
         *,
         width: int,
         view: View,
-        cache_dir: str,
+        cache_dir: Path,
         name: str,
         about: Mapping[str, Any],
         device: torch.device,
@@ -171,7 +189,7 @@ class FeatureSource:
         }
         text = json.dumps(told, sort_keys=True)
         key = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
-        folder = Path(cache_dir).expanduser() / f"features-{index.info.name}-{key}"
+        folder = cache_dir / f"features-{index.info.name}-{key}"
         self._cache = FeatureCache(folder, len(index), width)
 
     @property

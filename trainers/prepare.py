@@ -16,6 +16,7 @@ from ..datasets.schema import DatasetInfo
 from ..datasets.splits import Split
 from . import checkpoint
 from .config import ConfigError, RunSpec, parse_spec
+from .frozen import cache_folder
 from .loop import plan_of
 from .networks import build_parts, make_views
 from .run_dir import RunDir
@@ -49,6 +50,8 @@ def prepare(spec: RunSpec, run: RunDir, *, resume: bool) -> Prepared:
     split = make_run_split(spec)
     num_nodes = len(split.rows)
     _try_parts(spec, info, split)
+    if spec.model.caches:
+        cache_folder(spec.model.cache_dir, run)
     if spec.method.uses_graph and spec.graph.k >= num_nodes:
         raise ConfigError(
             f"graph.k = {spec.graph.k} is not below the number of nodes, {num_nodes}; lower graph.k"

@@ -23,7 +23,7 @@ from .ema import Ema
 from .engine import Comm, Engine, LocalComm, LocalEngine
 from .evaluate import Evaluator, MakeReader
 from .finish import finish, score_test
-from .frozen import FeatureSource
+from .frozen import FeatureSource, cache_folder
 from .loop import Emit, Training, num_training_steps, predictor, train, train_baseline
 from .method import Method, Network
 from .methods.supervised import Supervised
@@ -95,7 +95,7 @@ def _training(
     views = make_views(spec.data, parts.shape)
     ema = Ema(parts.network.to(device), spec.train.ema_decay)
     engine = make_engine(parts.network, spec.train, device)
-    make_reader = _readers(spec, parts, info, device, engine.comm)
+    make_reader = _readers(spec, job.run, parts, info, device, engine.comm)
     groups = torch.from_numpy(load_index(spec.data.uri).shard_ids)[split.rows]
     evaluator = Evaluator(
         spec.data.uri,
@@ -126,7 +126,7 @@ def _training(
 
 
 def _readers(
-    spec: RunSpec, parts: Parts, info: DatasetInfo, device: torch.device, comm: Comm
+    spec: RunSpec, run: RunDir, parts: Parts, info: DatasetInfo, device: torch.device, comm: Comm
 ) -> MakeReader:
     """Readers of samples, or of the features that training begins with."""
     if parts.encoder is None:
@@ -142,7 +142,7 @@ def _readers(
         parts.encoder,
         width=parts.shape[0],
         view=plain_view(info.shape),
-        cache_dir=spec.cache_dir,
+        cache_dir=cache_folder(model.cache_dir, run),
         # a pretrained model is what its description says, wherever it came from
         name="pretrained" if parts.about else model.backbone,
         about={"stem": model.stem, "pixels": model.pixels, **parts.about},

@@ -19,11 +19,13 @@ from labelmesh.trainers.engine import LocalComm
 from labelmesh.trainers.frozen import (
     FeatureCache,
     FeatureSource,
+    cache_folder,
     dataset_fingerprint,
     in_parts,
     weights_fingerprint,
 )
 from labelmesh.trainers.networks import plain_view
+from labelmesh.trainers.run_dir import RunDir
 from labelmesh.trainers.statistics import StepStatistics, average_over_ranks
 from torch import Tensor, nn
 
@@ -80,7 +82,7 @@ def source(
     options: dict[str, Any] = {
         "width": WIDTH,
         "view": plain_view(SHAPE),
-        "cache_dir": str(folder),
+        "cache_dir": folder,
         "name": "test",
         "about": {},
         "device": torch.device("cpu"),
@@ -278,6 +280,15 @@ def test_unreadable_samples_are_left_out(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="1 of 10 samples cannot be read"):
         made.reader(ROWS, LABELS)
     assert counted.rows == 0
+
+
+def test_caches_lie_beside_runs_in_local_folders(tmp_path: Path) -> None:
+    local, remote = RunDir(str(tmp_path / "runs" / "a")), RunDir("memory://runs/a")
+    assert cache_folder(None, local) == tmp_path / "runs" / "cache"
+    assert cache_folder(str(tmp_path), local) == cache_folder(str(tmp_path), remote) == tmp_path
+    for uri, run in ((None, remote), ("s3://bucket/cache", local)):
+        with pytest.raises(ValueError, match=r"set model\.cache_dir to a folder"):
+            cache_folder(uri, run)
 
 
 def test_parts_are_put_together() -> None:
