@@ -90,21 +90,26 @@ def _styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
 @_styled
 def loss_curve(
     steps: Sequence[float],
-    losses: Sequence[float],
+    totals: Mapping[str, Sequence[float]],
     parts: Mapping[str, Sequence[float]],
     baseline: tuple[Sequence[float], Sequence[float]] | None = None,
 ) -> Figure:
-    """Training loss by step, its named parts as thin lines, the baseline's loss in gray."""
+    """Training loss by step, its named parts as thin lines, the baseline's loss in gray.
+
+    Args:
+        totals: By what the legend calls them; NaN leaves a gap.
+    """
     figure, axes = _figure("Training loss", x="step", y="loss")
     if baseline is not None and len(baseline[0]):
         axes.plot(*baseline, color=GRAY, linewidth=1.5, label="supervised baseline")
     for color, (name, values) in zip(CLASS_COLORS[1:], parts.items()):
         axes.plot(steps, values, color=color, linewidth=1.2, label=name.replace("_", " "))
-    axes.plot(steps, losses, color=BLUE, label="total", marker=_dot(steps))
-    lowest = [np.nanmin(values) for values in (losses, *parts.values())]
+    for color, (name, values) in zip((BLUE, INK, PURPLE), totals.items()):
+        axes.plot(steps, values, color=color, label=name, marker=_dot(steps))
+    lowest = [np.nanmin(values) for values in (*totals.values(), *parts.values())]
     axes.set_ylim(bottom=min(0.0, *lowest))
-    if parts or baseline is not None:
-        _legend_below(axes, 1 + len(parts) + (baseline is not None))
+    if parts or baseline is not None or len(totals) > 1:
+        _legend_below(axes, len(totals) + len(parts) + (baseline is not None))
     return figure
 
 

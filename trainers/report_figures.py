@@ -78,22 +78,51 @@ def sections(
 
 
 def loss_plot(metrics: Sequence[Record], baseline_metrics: Sequence[Record]) -> Plot | None:
-    """Loss by step; the parts are drawn where the method logs at least two."""
+    """Loss by step; the parts are drawn where the method logs at least two.
+
+    Phases that take turns have losses that do not compare, so each has a line of its own.
+    """
     train = [r for r in metrics if r.get("kind") == "train" and "loss" in r]
     if not train:
         return None
-    names = sorted({name for r in train for name in r.get("parts", {})})
-    parts = {n: [float(r.get("parts", {}).get(n, math.nan)) for r in train] for n in names}
+    losses = _column(train, "loss")
+    phases = [str(r.get("phase", "")) for r in train]
+    turns = [p for p in dict.fromkeys(phases) if p != "warmup"]
+    totals = {"total": losses}
+    if len(turns) > 1:
+        turns = list(dict.fromkeys(phases))
+        totals = {f"total, {t}": _where(losses, [p == t for p in phases]) for t in turns}
     supervised = [r for r in baseline_metrics if r.get("kind") == "train" and "loss" in r]
     baseline = _column(supervised, "step"), _column(supervised, "loss")
-    losses = _column(train, "loss")
+    parts = _parts(train, losses)
     figure = plots.loss_curve(
         _column(train, "step"),
-        losses,
+        totals,
         parts if len(parts) > 1 else {},
         baseline if supervised else None,
     )
-    return Plot("loss", figure, f"In total from {losses[0]:.3f} to {losses[-1]:.3f}.")
+    said = []
+    for name, values in totals.items():
+        seen = [v for v in values if not math.isnan(v)]
+        said.append(f"{name} from {seen[0]:.3f} to {seen[-1]:.3f}")
+    text = "; ".join(said)
+    return Plot("loss", figure, f"Loss: {text}." if len(said) > 1 else f"In {text}.")
+
+
+def _parts(train: Sequence[Record], losses: Sequence[float]) -> dict[str, list[float]]:
+    """Named parts of the loss by record, NaN where there is none; those that are all of the loss
+    wherever they are logged say nothing."""
+    names = sorted({name for r in train for name in r.get("parts", {})})
+    parts = {n: [float(r.get("parts", {}).get(n, math.nan)) for r in train] for n in names}
+    return {
+        name: values
+        for name, values in parts.items()
+        if any(not math.isnan(v) and v != total for v, total in zip(values, losses))
+    }
+
+
+def _where(values: Sequence[float], kept: Sequence[bool]) -> list[float]:
+    return [v if keep else math.nan for v, keep in zip(values, kept)]
 
 
 def accuracy_plot(metrics: Sequence[Record], result: Record) -> Plot | None:

@@ -147,5 +147,7 @@ class CycleCluster(Method):
         agreement, parts = teacher_consistency(
             logits, batch, weight=self.mean_teacher, rampup_epochs=self.rampup_epochs
         )
-        parts |= {"labeled": given.detach(), "unlabeled": spread.detach()}
+        parts["labeled"] = given.detach()
+        if batch.pseudo is not None:
+            parts["unlabeled"] = spread.detach()
         return Loss(given + spread + agreement, parts)

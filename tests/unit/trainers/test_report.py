@@ -362,3 +362,34 @@ def test_images_are_wrong_only_where_the_truth_is_known() -> None:
     assert [card["is_right"] for card in cards] == [True, False, False, False]
     assert cards[1]["truth"] == "cat"
     assert cards[3]["label"] == "no label"
+
+
+def test_phases_that_take_turns_have_lines_of_their_own() -> None:
+    from labelmesh.trainers.report_figures import loss_plot
+
+    def record(step: int, phase: str, loss: float, **parts: float) -> dict[str, Any]:
+        return {"kind": "train", "step": step, "phase": phase, "loss": loss, "parts": parts}
+
+    metrics = [
+        record(1, "warmup", 2.0, supervised=2.0),
+        record(2, "cluster", 3.0, clustering=3.0),
+        record(3, "label", 1.0, labeled=0.75, unlabeled=0.25),
+        record(4, "cluster", 2.5, clustering=2.5),
+        record(5, "label", 0.5, labeled=0.25, unlabeled=0.25),
+    ]
+    plot = loss_plot(metrics, [])
+    assert plot is not None
+    axes = plot.figure.axes[0]
+    lines = {line.get_label(): line.get_ydata() for line in axes.lines}
+    # a part that is all of the loss is not drawn again
+    assert set(lines) == {
+        "total, warmup",
+        "total, cluster",
+        "total, label",
+        "labeled",
+        "unlabeled",
+    }
+    nan = np.nan
+    np.testing.assert_equal(lines["total, cluster"], [nan, 3.0, nan, 2.5, nan])
+    np.testing.assert_equal(lines["total, label"], [nan, nan, 1.0, nan, 0.5])
+    assert "total, label from 1.000 to 0.500" in plot.caption
