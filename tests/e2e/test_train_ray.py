@@ -55,6 +55,7 @@ def two_by_two(
     """A run on two shards and two workers, and the progress that the driver saw."""
     events: list[dict[str, Any]] = []
     overrides = {**FAST, "data.uri": digits, "graph.num_shards": 2, "train.num_workers": 2}
+    overrides["train.checkpoint_every_steps"] = 5  # the last one: one step into the third epoch
     out = str(tmp_path_factory.mktemp("runs"))
     run = lm.connect().train(
         "dag-digits", set=overrides, name="two", out=out, on_event=events.append
@@ -92,7 +93,8 @@ def test_resumed_on_two_workers_continues_bit_for_bit(
 ) -> None:
     whole = two_by_two[0]
     out = whole.path.parent
-    # What a crash after the second epoch's checkpoint leaves behind.
+    # What a crash after the checkpoint within the third epoch leaves behind.
+    assert (whole.path / "checkpoints/epoch-0002-step-00000015").is_dir()
     shutil.copytree(whole.path, out / "crashed")
     for lost in ("result.json", "model.safetensors", "labels.parquet"):
         (out / "crashed" / lost).unlink()
@@ -100,7 +102,15 @@ def test_resumed_on_two_workers_continues_bit_for_bit(
         shutil.rmtree(out / "crashed" / lost)
     config = (out / "crashed" / "config.toml").read_text()
     (out / "crashed" / "config.toml").write_text(config.replace('"two"', '"crashed"'))
-    resumed = train(digits, out, "crashed", resume=True, graph__num_shards=2, train__num_workers=2)
+    resumed = train(
+        digits,
+        out,
+        "crashed",
+        resume=True,
+        graph__num_shards=2,
+        train__num_workers=2,
+        train__checkpoint_every_steps=5,
+    )
     a, b = (load_file(r.path / "model.safetensors") for r in (whole, resumed))
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert whole.labels().equals(resumed.labels())
