@@ -144,10 +144,15 @@ def test_another_split_computes_its_other_rows_alone(digits: str, tmp_path: Path
 def test_ranks_compute_parts_of_their_own(num_ranks: int, digits: str, tmp_path: Path) -> None:
     alone = source(digits, tmp_path / "alone")[0].reader(ROWS, LABELS).read(torch.arange(10))
     barrier, found, counts = threading.Barrier(num_ranks), {}, {}
+    # made before the threads: weights are drawn from the global generator
+    made = [
+        source(digits, tmp_path / "shared", comm=Rank(rank, num_ranks, barrier))
+        for rank in range(num_ranks)
+    ]
 
     def work(rank: int) -> None:
-        made, counted = source(digits, tmp_path / "shared", comm=Rank(rank, num_ranks, barrier))
-        found[rank] = made.reader(ROWS, LABELS).read(torch.arange(10)).inputs
+        features, counted = made[rank]
+        found[rank] = features.reader(ROWS, LABELS).read(torch.arange(10)).inputs
         counts[rank] = counted.rows
 
     threads = [threading.Thread(target=work, args=(rank,)) for rank in range(num_ranks)]
