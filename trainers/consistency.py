@@ -1,12 +1,13 @@
-"""Agreement of a network with its average, a term that several methods can add."""
+"""Agreement of predictions: of a network with its average, and of views of the same rows."""
 
 from __future__ import annotations
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from .losses import prediction_mse, ramp_up
-from .method import Batch
+from .method import Batch, NetworkCall
 
 
 def teacher_consistency(
@@ -30,3 +31,26 @@ def teacher_consistency(
     cost = prediction_mse(logits, batch.teacher(batch.view("weak")).logits)
     now = weight * ramp_up(batch.epoch, rampup_epochs)
     return now * cost, {"consistency": cost.detach(), "consistency_weight": cost.new_tensor(now)}
+
+
+def weak_and_strong(
+    net: NetworkCall, batch: Batch
+) -> tuple[Float[Tensor, "l C"], Float[Tensor, "u C"], Float[Tensor, "u C"] | None]:
+    """What FixMatch and its kin compare, in two forward passes.
+
+    The weak unlabeled rows go first, without gradients; then labeled rows (weak) and unlabeled ones
+    (strong) together.
+
+    Returns:
+        Logits of the labeled rows, of the strong unlabeled ones, and of the weak unlabeled ones;
+        None instead of the last where the batch has no unlabeled rows.
+    """
+    labeled = batch.labels >= 0
+    num_labeled = int(labeled.sum())
+    inputs, weak = batch.view("weak", labeled), None
+    if num_labeled < labeled.shape[0]:
+        with torch.no_grad():
+            weak = net(batch.view("weak", ~labeled)).logits
+        inputs = torch.cat([inputs, batch.view("strong", ~labeled)])
+    logits = net(inputs).logits
+    return logits[:num_labeled], logits[num_labeled:], weak

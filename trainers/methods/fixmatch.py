@@ -10,10 +10,10 @@ strong rows among themselves; its running averages see both passes.
 
 from __future__ import annotations
 
-import torch
 from pydantic import Field
 from torch import nn
 
+from ..consistency import weak_and_strong
 from ..labeling import onehot
 from ..layers.classifier import LinearClassifier
 from ..losses import consistency, soft_cross_entropy
@@ -43,23 +43,12 @@ class FixMatch(Method):
 
     def loss(self, net: NetworkCall, batch: Batch) -> Loss:
         """`l_s + lambda_u l_u`; a batch without unlabeled rows (warm-up) costs `l_s`."""
-        labeled = batch.labels >= 0
-        unlabeled = ~labeled
-        num_labeled = int(labeled.sum())
-        inputs = batch.view("weak", labeled)
-        if num_labeled < labeled.shape[0]:
-            with torch.no_grad():
-                weak_logits = net(batch.view("weak", unlabeled)).logits
-            inputs = torch.cat([inputs, batch.view("strong", unlabeled)])
-        logits = net(inputs).logits
-        supervised = soft_cross_entropy(
-            logits[:num_labeled], onehot(batch.labels[labeled], logits.shape[1])
-        )
+        given, strong, weak = weak_and_strong(net, batch)
+        labels = batch.labels[batch.labels >= 0]
+        supervised = soft_cross_entropy(given, onehot(labels, given.shape[1]))
         parts = {"supervised": supervised.detach()}
-        if num_labeled == labeled.shape[0]:
+        if weak is None:
             return Loss(supervised, parts)
-        unsupervised, passed = consistency(
-            logits[num_labeled:], weak_logits, threshold=self.threshold
-        )
+        unsupervised, passed = consistency(strong, weak, threshold=self.threshold)
         parts |= {"consistency": unsupervised.detach(), "passed": passed.float().mean()}
         return Loss(supervised + self.unlabeled_weight * unsupervised, parts)

@@ -23,6 +23,7 @@ from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor, nn
 
+from ..consistency import weak_and_strong
 from ..labeling import normalize_rows_to_one, onehot
 from ..layers.classifier import LinearClassifier
 from ..losses import log_probs, soft_cross_entropy
@@ -63,28 +64,19 @@ class FreeMatch(Method):
 
     def loss(self, net: NetworkCall, batch: Batch) -> Loss:
         """`l_s + w_u l_u + w_f l_f`; without unlabeled rows (warm-up) `l_s`."""
-        labeled = batch.labels >= 0
-        unlabeled = ~labeled
-        num_labeled = int(labeled.sum())
-        inputs = batch.view("weak", labeled)
-        if num_labeled < labeled.shape[0]:
-            with torch.no_grad():
-                weak = log_probs(net(batch.view("weak", unlabeled)).logits).exp()
-            inputs = torch.cat([inputs, batch.view("strong", unlabeled)])
-        logits = net(inputs).logits
-        supervised = soft_cross_entropy(
-            logits[:num_labeled], onehot(batch.labels[labeled], logits.shape[1])
-        )
+        given, strong, weak_logits = weak_and_strong(net, batch)
+        labels = batch.labels[batch.labels >= 0]
+        supervised = soft_cross_entropy(given, onehot(labels, given.shape[1]))
         parts = {"supervised": supervised.detach()}
-        if num_labeled == labeled.shape[0]:
+        if weak_logits is None:
             return Loss(supervised, parts, batch.statistics)
+        weak = log_probs(weak_logits).exp()
         own = own_statistics(weak)
         now = {name: torch.lerp(v, batch.statistics[name], self.decay) for name, v in own.items()}
-        confidence, labels = weak.max(dim=1)
+        confidence, guess = weak.max(dim=1)
         threshold = class_thresholds(now["confidence"], now["prediction"])
-        used = confidence >= threshold[labels]
-        strong = logits[num_labeled:]
-        unsupervised = soft_cross_entropy(strong, onehot(labels, strong.shape[1]), used.to(weak))
+        used = confidence >= threshold[guess]
+        unsupervised = soft_cross_entropy(strong, onehot(guess, strong.shape[1]), used.to(weak))
         fairness = self_adaptive_fairness(strong, used, now)
         parts |= {
             "consistency": unsupervised.detach(),
