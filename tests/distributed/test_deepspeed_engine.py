@@ -14,6 +14,7 @@ from labelmesh.graph_store.view import Neighborhood
 from labelmesh.trainers.config import TrainSpec
 from labelmesh.trainers.engine import Engine, LocalEngine
 from labelmesh.trainers.method import Network
+from labelmesh.trainers.still_engine import StillEngine
 from torch import Tensor, nn
 
 STEPS = 4
@@ -80,6 +81,7 @@ def worker(rank: int, port: int, folder: str) -> None:
     for stage in STAGES:
         one_stage(rank, stage, Path(folder, str(stage)))
     bf16_step(rank, Path(folder, "bf16.pt"))
+    still_network(rank)
     compiled_steps(rank, Path(folder, "compiled.pt"))
     dist.barrier()
     dist.destroy_process_group()
@@ -101,6 +103,18 @@ def one_stage(rank: int, stage: int, folder: Path) -> None:
         with one.gathered():
             if rank == 0:
                 torch.save(one.network.state_dict(), folder / f"{name}.pt")
+
+
+def still_network(rank: int) -> None:
+    """A network without anything to train gets an engine that only carries it."""
+    from labelmesh.trainers.deepspeed_engine import deepspeed_engine
+
+    cpu = torch.device("cpu")
+    engine = deepspeed_engine(network().requires_grad_(False), spec(num_workers=2), cpu)
+    assert isinstance(engine, StillEngine)
+    assert engine.comm.all_sum(torch.tensor(rank + 1)).item() == 3
+    moving = deepspeed_engine(network(), spec(num_workers=2), cpu)
+    assert not isinstance(moving, StillEngine)
 
 
 def bf16_step(rank: int, path: Path) -> None:

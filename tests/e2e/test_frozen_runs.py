@@ -224,12 +224,8 @@ def test_what_cannot_be_cached_or_probed_is_refused(
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize(
-    "config", [pytest.param("linear-probe-digits", marks=pytest.mark.slow), "knn-digits"]
-)
-def test_two_workers_do_what_one_process_does(
-    config: str, digits: str, tmp_path: Path, ray_local: str
-) -> None:
+def test_two_workers_do_what_one_process_does(digits: str, tmp_path: Path, ray_local: str) -> None:
+    config = "linear-probe-digits"
     name = save_model(tmp_path / "model")
     alone = train(config, digits, tmp_path / "alone", "run", model__backbone=name)
     many = {"train__engine": "deepspeed", "train__num_workers": 2, "model__backbone": name}

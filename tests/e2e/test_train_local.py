@@ -219,7 +219,7 @@ class Killed(RuntimeError):
     pass
 
 
-@pytest.mark.parametrize("config", ["dag-digits", "fixmatch-digits", "gll-digits"])
+@pytest.mark.parametrize("config", ["dag-digits", "gll-digits"])
 def test_interrupted_run_continues_bit_for_bit(
     config: str, digits: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
