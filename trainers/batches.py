@@ -31,7 +31,13 @@ Views = dict[ViewName, View]
 
 @runtime_checkable
 class NodeReader(Protocol):
-    """Has the inputs of a run's nodes: a `Reader` of samples, or what stands for one."""
+    """Has the inputs of a run's nodes: a `Reader` of samples, or what stands for one.
+
+    Attributes:
+        groups: Number of the shard of files that each node's sample lies in.
+    """
+
+    groups: Tensor
 
     def read(self, node_ids: Tensor) -> NodeBatch:
         """Inputs and given labels of some nodes, in this order; unreadable ones are left out."""

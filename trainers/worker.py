@@ -96,7 +96,6 @@ def _training(
     ema = Ema(parts.network.to(device), spec.train.ema_decay)
     engine = make_engine(parts.network, spec.train, device)
     make_reader = _readers(spec, job.run, parts, info, device, engine.comm)
-    groups = torch.from_numpy(load_index(spec.data.uri).shard_ids)[split.rows]
     evaluator = Evaluator(
         spec.data.uri,
         split,
@@ -107,18 +106,19 @@ def _training(
         comm=engine.comm,
         chunk=spec.train.extract_batch_size,
     )
+    reader = make_reader(split.rows, split.labels)
     store = job.store if method.uses_graph else None
     return Training(
         spec=spec,
         method=method,
         labels=split.labels,
-        groups=groups,
+        groups=reader.groups,
         engine=engine,
         ema=ema,
         statistics=RunningStatistics(
             method.statistics(num_classes), method.statistics_decay, device
         ),
-        source=BatchSource(make_reader(split.rows, split.labels), views, store, device, spec.seed),
+        source=BatchSource(reader, views, store, device, spec.seed),
         evaluator=evaluator,
         run=job.run,
         emit=emit,

@@ -23,7 +23,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Int64
+from jaxtyping import Int64
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -33,6 +33,7 @@ from ..labeling import normalize_rows_to_one, onehot, targets_and_weight
 from ..layers.neighbor_attention import NeighborClassifier, join_neighborhoods
 from ..losses import entropy_and_balance, mix, mixup_pairs, soft_cross_entropy
 from ..method import OWN_PREDICTION, Batch, Loss, Method, Network, NetworkCall, Phase
+from ..row_views import views_of
 
 LABELED, BELOW, ABOVE, BANK, JOINED = 0, 1, 2, 3, 4
 """Where a node's label came from: given, LP-L, LP-LU, the label bank, a path that is joined."""
@@ -127,7 +128,7 @@ class DAG(Method):
         """
         labeled = batch.labels >= 0
         rows = labeled if batch.pseudo is None else torch.ones_like(labeled)
-        inputs = self._inputs(batch, rows)
+        inputs = views_of(batch, rows, unlabeled=self.unlabeled_view)
         neighborhood = None if batch.pseudo is None else batch.neighborhood
         partner, share = mixup_pairs(inputs.shape[0], self.mixup, batch.generator)
         partner, share = partner.to(inputs.device), share.to(inputs.device)
@@ -143,16 +144,6 @@ class DAG(Method):
         parts = {"classification": classification, "entropy": entropy, "balance": balance}
         total = classification + self.regularizer * (entropy + balance)
         return Loss(total, {name: part.detach() for name, part in parts.items()})
-
-    def _inputs(self, batch: Batch, rows: Bool[Tensor, " b"]) -> Tensor:
-        """Views of the chosen rows: unlabeled ones as `unlabeled_view` says, labeled ones weak."""
-        labeled = batch.labels >= 0
-        strong = rows & ~labeled
-        if self.unlabeled_view == "weak" or not bool(strong.any()):
-            return batch.view("weak", rows)
-        weak = rows & labeled
-        order = torch.cat([weak.nonzero()[:, 0], strong.nonzero()[:, 0]]).argsort()
-        return torch.cat([batch.view("weak", weak), batch.view("strong", strong)])[order]
 
 
 def labels_where_paths_join(

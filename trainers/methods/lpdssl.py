@@ -39,6 +39,7 @@ from ..layers.classifier import LinearClassifier
 from ..losses import mix, mixup_pairs, soft_cross_entropy
 from ..method import Batch, Loss, Method, Network, NetworkCall, Phase
 from ..propagation import propagated_labels
+from ..row_views import views_of
 
 
 class LPDSSL(Method):
@@ -120,7 +121,9 @@ class LPDSSL(Method):
         rows = labeled if batch.pseudo is None else torch.ones_like(labeled)
         partner, share = mixup_pairs(int(rows.sum()), self.mixup, batch.generator)
         partner, share = partner.to(labeled.device), share.to(labeled.device)
-        views = [self._inputs(batch, rows) for _ in range(self.num_views)]
+        views = [
+            views_of(batch, rows, unlabeled=self.unlabeled_view) for _ in range(self.num_views)
+        ]
         if self.mixup > 0:
             views = [mix(x, partner, share) for x in views]
         logits = net(torch.cat(views)).logits
@@ -139,16 +142,6 @@ class LPDSSL(Method):
         )
         parts |= {"classification": total.detach(), "used": used}
         return Loss(total + agreement, parts)
-
-    def _inputs(self, batch: Batch, rows: Bool[Tensor, " b"]) -> Tensor:
-        """Views of the chosen rows: unlabeled ones as `unlabeled_view` says, labeled ones weak.
-
-        Labeled rows come first in a batch, and so in what is returned.
-        """
-        labeled = batch.labels >= 0
-        if self.unlabeled_view == "weak" or not bool((rows & ~labeled).any()):
-            return batch.view("weak", rows)
-        return torch.cat([batch.view("weak", labeled), batch.view("strong", ~labeled)])
 
     def _targets(
         self, batch: Batch, num_classes: int

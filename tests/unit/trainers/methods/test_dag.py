@@ -11,6 +11,7 @@ from labelmesh.trainers.layers.neighbor_attention import NeighborClassifier
 from labelmesh.trainers.losses import entropy_and_balance, mixup_pairs
 from labelmesh.trainers.method import Batch
 from labelmesh.trainers.methods.dag import DAG, labels_where_paths_join
+from labelmesh.trainers.row_views import views_of
 from torch import Tensor, nn
 
 
@@ -120,9 +121,8 @@ def test_regulariser_looks_at_the_batch() -> None:
 
 @pytest.mark.parametrize("order", ["lu", "ul"])
 def test_strong_views_go_to_unlabeled_rows_alone(order: str) -> None:
-    method = DAG(hops=0, unlabeled_view="strong")
     batch = _batch(PSEUDO, order=order)
-    out = method._inputs(batch, torch.ones(3, dtype=torch.bool))
+    out = views_of(batch, torch.ones(3, dtype=torch.bool), unlabeled="strong")
     torch.testing.assert_close(out, INPUTS + 0.5 * (batch.labels < 0)[:, None])
 
 
