@@ -42,6 +42,7 @@ _COLUMNS = {
     "val": "validation",
     "test": "test",
 }
+_SHOWN = frozenset({"train", "round", "eval"})
 _SHARES = frozenset({"coverage", "pseudo_accuracy", "accuracy", "val", "test"})
 
 
@@ -151,6 +152,8 @@ class Progress:
         if kind == "start":
             self._total = {k: int(event[k]) for k in ("epochs", "num_steps") if k in event}
             self._now = {}
+            return
+        if kind not in _SHOWN:
             return
         self._now.update(event)
         self._now["baseline"] = bool(event.get("baseline"))

@@ -102,6 +102,11 @@ class Training:
             self.run.append(self.file_prefix + file, record)
             self.emit(record)
 
+    def tell(self, record: dict[str, Any]) -> None:
+        """Show what the run does at present, which no file keeps; rank 0 only."""
+        if self.is_first:
+            self.emit(record)
+
 
 def train(training: Training, *, resume_from: str | None = None) -> None:
     """Train from the start, or from a committed checkpoint, to the last epoch."""
@@ -347,6 +352,7 @@ def refresh(training: Training, round: int) -> None:
         num_nodes=len(training.labels),
         chunk=training.spec.train.extract_batch_size,
         comm=training.engine.comm,
+        on_stage=lambda stage: training.tell({"kind": "stage", "round": round, "stage": stage}),
     )
     if training.is_first:
         store = training.source.store
@@ -392,7 +398,8 @@ def evaluate_validation(training: Training) -> None:
 
 
 def save_checkpoint(training: Training) -> None:
-    checkpoint.save(
+    start = time.perf_counter()
+    name = checkpoint.save(
         training.run,
         training.position,
         engine=training.engine,
@@ -401,6 +408,8 @@ def save_checkpoint(training: Training) -> None:
         store=training.source.store,
         keep=training.spec.train.keep_checkpoints,
     )
+    seconds = time.perf_counter() - start
+    training.tell({"kind": "checkpoint", "name": name, "seconds": seconds})
 
 
 def train_baseline(training: Training, num_steps: int) -> None:

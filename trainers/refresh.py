@@ -7,7 +7,7 @@ store to update the graph and to run the method on it.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -42,10 +42,12 @@ def run_round(
     num_nodes: int,
     chunk: int,
     comm: Comm,
+    on_stage: Callable[[str], None] = lambda stage: None,
 ) -> RoundRecord:
     """Compute and publish round `round`; collective over the ranks.
 
     Args:
+        on_stage: Told what begins: "extract", and on rank 0 "search", "solve" (and publish).
         network: Its features fill the bank; called in the mode it is in (put it in eval mode).
         chunk: Nodes per forward pass. Chunks are cut by node id alone, so that the features do not
             depend on the number of ranks.
@@ -56,6 +58,7 @@ def run_round(
     store = source.store
     assert store is not None, "a round needs a store"
     start = time.perf_counter()
+    on_stage("extract")
     hops = method.predict_hops if round > 0 else 0
     neighbors = (store, round - 1, hops) if hops else None
     for part in extract(
@@ -66,7 +69,9 @@ def run_round(
     record: RoundRecord = {}
     if comm.rank == 0:
         extracted = time.perf_counter()
+        on_stage("search")
         report = store.update_knn()
+        on_stage("solve")
         numbers = dict(store.refresh(method.refresh, round=round))
         record = {
             "round": round,
