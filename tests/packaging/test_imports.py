@@ -33,6 +33,7 @@ HEAVY = {
         "graph_store.facade",
         "graph_store.ray_store",
         "trainers.launch",
+        "trainers.reservation",
         "trainers.worker",
         "tune",
     },
