@@ -93,6 +93,7 @@ class Cluster:
         resume: bool = False,
         out: str | None = None,
         on_event: OnEvent | None = None,
+        report: bool = True,
     ) -> Run:
         """Train to the end.
 
@@ -103,6 +104,7 @@ class Cluster:
             resume: Go on from the last checkpoint of a run of the same name.
             out: Where runs are written (any fsspec URI), instead of `output.uri`.
             on_event: Called with progress records while the run goes on.
+            report: Write `report.html` at the end, for runs on a file system of this machine.
 
         Raises:
             ConfigError, ResourceError: Bad input; nothing was started or written.
@@ -123,7 +125,7 @@ class Cluster:
             check_resources(spec, cpus=have.get("CPU", 0.0), gpus=have.get("GPU", 0.0))
         launch(spec, run, prepared, on_event=on_event or (lambda event: None))
         finished = Run(run.uri)
-        if run.local_path is not None:
+        if report and run.local_path is not None:
             finished.report()
         return finished
 

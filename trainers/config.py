@@ -154,6 +154,9 @@ class TrainSpec(_Section):
     baseline_steps: int | None = Field(
         None, ge=0, description="steps of the supervised baseline; none = as many as the run's"
     )
+    score_test: bool = Field(
+        True, description="read the test split, once, at the end; the runs of sweeps never do"
+    )
     ema_decay: float = Field(0.99, ge=0, lt=1)
     grad_clip: float = Field(0.0, ge=0, description="largest gradient norm; 0 = no clipping")
     num_workers: int = Field(1, ge=1)

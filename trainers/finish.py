@@ -44,7 +44,8 @@ class NodeLabels:
 
 
 def finish(training: Training, info: DatasetInfo, keys: pa.Array, rows: Tensor) -> None:
-    """Last round, deliverables, and the one reading of the test split; every rank calls it.
+    """Last round, deliverables, and the one reading of the test split, unless the run is told to
+    leave it alone; every rank calls it.
 
     Args:
         keys: Of the data set's samples, by manifest row.
@@ -56,10 +57,10 @@ def finish(training: Training, info: DatasetInfo, keys: pa.Array, rows: Tensor) 
         refresh(training, final_round)
     network = predictor(training)
     labels = _node_labels(training, network, final_round)
-    score = score_test(training, network)
+    score = score_test(training, network) if training.spec.train.score_test else None
     if training.is_first:
         result: dict[str, float] = {
-            "test/accuracy": score.accuracy,
+            **({} if score is None else {"test/accuracy": score.accuracy}),
             "nodes/accuracy": training.evaluator.node_accuracy(labels.label),
             "num_labeled": float((training.labels >= 0).sum()),
             "num_nodes": float(len(training.labels)),
@@ -183,7 +184,11 @@ def _write_model(training: Training, network: Network, info: DatasetInfo) -> Non
 
 
 def _write_report_data(
-    training: Training, info: DatasetInfo, labels: NodeLabels, score: NetworkScore, round: int
+    training: Training,
+    info: DatasetInfo,
+    labels: NodeLabels,
+    score: NetworkScore | None,
+    round: int,
 ) -> None:
     """Arrays behind the report's pictures (`report_data.npz`), a bounded sample of the nodes."""
     store = training.source.store
@@ -195,11 +200,12 @@ def _write_report_data(
     points = torch.cat([given[:200], found])
     unlabeled = found[:_REPORT_IMAGES]
     data: dict[str, Any] = {
-        "confusion": score.confusion.numpy(),
         "class_names": np.array(info.classes),
         "features_label": labels.label[points].numpy(),
         "features_kind": (training.labels[points] >= 0).long().numpy(),
     }
+    if score is not None:
+        data["confusion"] = score.confusion.numpy()
     if store is not None:
         data["density"] = store.read("density", some, round=round).numpy()
         data["features2d_source"] = store.read("features", points, round=round).numpy()

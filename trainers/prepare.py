@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -100,7 +100,7 @@ def make_run_split(spec: RunSpec) -> Split:
             data.split_file, data.split_dataset, data.split_num_labels, data.split_number
         )
     parts = splits_of(data.uri)
-    return splits.make_split(
+    split = splits.make_split(
         load_labels(data.uri),
         parts["train"],
         parts["test"],
@@ -112,6 +112,8 @@ def make_run_split(spec: RunSpec) -> Split:
         num_classes=len(info.classes),
         published=published,
     )
+    # What a run does not know of cannot be read by any part of it.
+    return split if spec.train.score_test else replace(split, test_rows=split.test_rows[:0])
 
 
 def _check_same_config(spec: RunSpec, run: RunDir) -> None:

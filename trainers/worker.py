@@ -177,6 +177,8 @@ def _run_baseline(
     wanted = spec.train.baseline_steps
     if wanted is None and not spec.method.phases:
         return  # a method without steps leaves none to the baseline
+    if not spec.train.score_test:
+        return  # a baseline is its test accuracy
     if wanted == 0 or isinstance(spec.method, Supervised) or job.run.exists("baseline.json"):
         return
 
