@@ -12,10 +12,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..datasets.masking import refuse_secrets
 from ..trainers.config import (
     ConfigError,
     RunSpec,
     absolute_uri,
+    check_run_name,
     load_config,
     with_absolute_uris,
 )
@@ -112,7 +114,8 @@ class Cluster:
         """
         spec = config if isinstance(config, RunSpec) else load_config(config, set)
         if name is not None:
-            spec = spec.model_copy(update={"name": name})
+            spec = spec.model_copy(update={"name": check_run_name(name)})
+        refuse_secrets(out, "--out")
         uri = f"{(out or spec.output.uri).rstrip('/')}/{spec.name}"
         run = RunDir(absolute_uri(uri))
         spec = with_absolute_uris(spec)
@@ -152,7 +155,7 @@ class Cluster:
         """Join the cluster, or start a Ray on this machine, unless that has been done.
 
         Raises:
-            ConfigError: No cluster answers at the address.
+            ConfigError: No cluster answers at the address, or tokens are turned off.
         """
         # Tokens are Ray's own default; said here so that an older environment cannot turn it off
         # by leaving the variable out.
@@ -167,6 +170,11 @@ class Cluster:
             "logging_level": "INFO" if self._verbose else "ERROR",
         }
         if self._address is None:
+            if os.environ["RAY_AUTH_MODE"] != "token":
+                raise ConfigError(
+                    f"RAY_AUTH_MODE = {os.environ['RAY_AUTH_MODE']!r}: whoever reaches this "
+                    "machine could run code in the Ray that would be started; unset the variable"
+                )
             options["include_dashboard"] = False
         try:
             ray.init(address=self._address, **options)

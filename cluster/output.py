@@ -6,16 +6,23 @@ import dis
 import json
 import math
 import os
+import re
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from ..datasets.masking import masked_text
 
 INPUT_ERROR = 2
 RUN_FAILED = 1
 
 _PACKAGE = __name__.split(".")[0]
 _UNBOUNDED = 100_000
+# All but colors, which Ray's traces have.
+_CONTROL = re.compile(
+    r"[\x00-\x08\x0b-\x1a\x1c-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]|\x1b(?!\[[\d;]*m)"
+)
 _BAD_PATH = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
 
 
@@ -60,7 +67,13 @@ def shown(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:,.0f}" if value.is_integer() else f"{value:.4g}"
-    return str(value)
+    return printable(str(value))
+
+
+def printable(text: str) -> str:
+    """The text without control characters, by which names in a file could write to a terminal's
+    title, clipboard or past lines; shown as `\\x1b`. Line breaks and tabs stay."""
+    return _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 def explain(error: BaseException) -> int:
@@ -71,8 +84,9 @@ def explain(error: BaseException) -> int:
     """
     is_input = is_input_error(error)
     if not is_input or os.environ.get("LABELMESH_DEBUG"):
-        traceback.print_exception(error, file=sys.stderr)
-    sentence = _sentence(error)
+        trace = "".join(traceback.format_exception(error))
+        sys.stderr.write(printable(masked_text(trace)))
+    sentence = printable(masked_text(_sentence(error)))
     sys.stderr.write(f"error: {sentence}\n" if is_input else f"the run failed: {sentence}\n")
     return INPUT_ERROR if is_input else RUN_FAILED
 

@@ -23,9 +23,8 @@ _PASSWORD = re.compile(rf"({_SCHEME}[^/:@?#{_END}]*):(?!\d*(?:[/?#{_END}]|$))[^{
 # A token alone, as in https://TOKEN@host.
 _LONE = re.compile(rf"({_SCHEME})([^/:@?#{_END}]+)@")
 # Where the part before the @ names no secret: a container (Azure), a repository, an account.
-_NAMES_BEFORE_AT = frozenset(
-    ["abfs", "abfss", "adl", "az", "ftp", "git", "hdfs", "hf", "memory", "sftp", "smb", "ssh", "wasb", "wasbs", "webhdfs"]
-)
+_NAMES_BEFORE_AT = {"abfs", "abfss", "adl", "az", "ftp", "git", "hdfs", "hf", "memory", "sftp"}
+_NAMES_BEFORE_AT |= {"smb", "ssh", "wasb", "wasbs", "webhdfs"}
 _NOT_PASSWORDS = frozenset({"git", "github"})  # github://owner:repository@revision/path
 _SECRET_NAME = (
     r"[\w.\-]*(?:access[_\-]?key|account[_\-]?key|api[_\-]?key|secret|token|passw|pwd|signature|"

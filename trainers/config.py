@@ -7,24 +7,39 @@ key. DeepSpeed's own options pass through `train.deepspeed` as they are.
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    model_validator,
+)
 
+from ..datasets.masking import refuse_secrets
 from ..datasets.transforms import VECTOR_VIEWS
 from .method import Method, find_method, method_names
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
 _BETAS = (0.9, 0.999)
+_LONGEST_NAME = 128
+_RUN_NAME = re.compile(rf"\w[\w .,+=@()\-]{{0,{_LONGEST_NAME - 1}}}")
+_MAX_CONFIG_BYTES = 1 << 20
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", protected_namespaces=(), hide_input_in_errors=True
+    )
 
 
 class DataSpec(_Section):
@@ -230,8 +245,23 @@ class OutputSpec(_Section):
     uri: str = "runs"
 
 
+def check_run_name(name: str) -> str:
+    """The name, which becomes a folder: one part of a path, and no pattern of other names.
+
+    Raises:
+        ConfigError: Slashes, wildcards or control characters are in it, or it begins with a dot.
+    """
+    if not _RUN_NAME.fullmatch(name):
+        raise ConfigError(
+            f"name = {name[:_LONGEST_NAME]!r}: a run's name becomes a folder; use up to "
+            f"{_LONGEST_NAME} letters, digits and any of ' _-.,+=@()', beginning with a letter, "
+            "a digit or _, and choose another place by output.uri or --out"
+        )
+    return name
+
+
 class RunSpec(_Section):
-    name: str
+    name: Annotated[str, AfterValidator(check_run_name)]
     seed: int = 0
     data: DataSpec
     model: ModelSpec = ModelSpec()
@@ -245,6 +275,11 @@ class RunSpec(_Section):
     @property
     def num_workers(self) -> int:
         return self.train.num_workers
+
+    @model_validator(mode="after")
+    def _can_be_written_down(self) -> RunSpec:
+        refuse_secrets(self.model_dump(), "")
+        return self
 
     @model_validator(mode="after")
     def _cached_features_can_be_seen(self) -> RunSpec:
@@ -303,10 +338,16 @@ def load_config(config: str | Path, overrides: Mapping[str, Any] | None = None) 
             f"no configuration {str(config)!r}: neither a file nor one of "
             f"{', '.join(shipped_configs())}{hint}"
         )
+    if path.stat().st_size > _MAX_CONFIG_BYTES:
+        raise ConfigError(
+            f"{path}: has {path.stat().st_size} bytes, a configuration at most {_MAX_CONFIG_BYTES}"
+        )
     try:
         raw = tomllib.loads(path.read_text())
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: not valid TOML: lists are nested too deep") from None
     for key, value in (overrides or {}).items():
         _assign(raw, key, value)
     return parse_spec(raw, source=str(config))
@@ -359,6 +400,10 @@ def parse_spec(raw: Mapping[str, Any], *, source: str = "configuration") -> RunS
     Raises:
         ConfigError: One sentence naming the first wrong key, its value and the remedy.
     """
+    try:
+        refuse_secrets(raw, "")  # first, as other errors show values
+    except ValueError as error:
+        raise ConfigError(f"{source}: {error}") from None
     body = {k: dict(v) if isinstance(v, Mapping) else v for k, v in raw.items()}
     section = body.get("method")
     if not isinstance(section, dict) or "name" not in section:
