@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..trainers.config import RunSpec
@@ -21,10 +22,16 @@ class ResourceError(ValueError):
     """The cluster is too small; the message says by how much and what to change."""
 
 
+def num_trainers(spec: RunSpec) -> tuple[int, int]:
+    """The least and the most trainers of a run; the same number twice where it is fixed."""
+    wanted: int | Sequence[int] = spec.train.num_workers
+    return (wanted, wanted) if isinstance(wanted, int) else (wanted[0], wanted[-1])
+
+
 def needs(spec: RunSpec) -> tuple[Need, ...]:
-    """Trainers, and shards where the method keeps a graph."""
+    """Trainers (the least that the run takes), and shards where the method keeps a graph."""
     res = spec.resources
-    trainers = Need("trainers", spec.train.num_workers, res.cpus_per_trainer, res.gpus_per_trainer)
+    trainers = Need("trainers", num_trainers(spec)[0], res.cpus_per_trainer, res.gpus_per_trainer)
     if not spec.method.uses_graph:
         return (trainers,)
     return (trainers, Need("shards", spec.graph.num_shards, res.cpus_per_shard, res.gpus_per_shard))

@@ -233,12 +233,14 @@ class TrainSpec(_Section):
 
 class ResourcesSpec(_Section):
     """What one trainer and one shard ask of Ray. Shards and trainers work in turn, so halves
-    of a core or a GPU let them share it."""
+    of a core or a GPU let them share it. `placement`: over as many nodes as there are trainers, or
+    on as few as hold them (gradients then travel between the GPUs of a node)."""
 
     cpus_per_trainer: float = Field(0.5, ge=0)
     cpus_per_shard: float = Field(0.5, ge=0)
     gpus_per_trainer: float = Field(0.0, ge=0)
     gpus_per_shard: float = Field(0.0, ge=0)
+    placement: Literal["spread", "pack"] = "spread"
 
 
 class OutputSpec(_Section):
