@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
+from zipfile import BadZipFile
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
@@ -21,6 +21,9 @@ import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 from numpy.typing import NDArray
 
+from ..datasets.arrays import read_arrays
+from ..datasets.files import locate
+from ..datasets.limits import TooLargeError, check_parquet
 from .feature_rows import ArrayRows, FeatureRows, ParquetRows, list_matrix
 
 _FEATURE_NAMES = ("features", "feature", "embeddings", "embedding", "x", "X")
@@ -55,7 +58,7 @@ def open_columns(uri: str) -> OpenColumns:
         ValueError: The format is not known, or the columns are not what is needed.
         FileNotFoundError: There is no such file.
     """
-    filesystem, path = fsspec.core.url_to_fs(uri)
+    filesystem, path = locate(uri)
     is_folder = bool(filesystem.isdir(path))
     ending = ".parquet" if is_folder else PurePosixPath(path).suffix.lower()
     if ending not in _ENDINGS:
@@ -73,7 +76,9 @@ def open_columns(uri: str) -> OpenColumns:
             columns = _read_csv(filesystem, path)
         else:
             columns = _open_numpy(filesystem, path)
-    except (ValueError, EOFError, pa.ArrowException) as error:
+    except TooLargeError:
+        raise
+    except (ValueError, EOFError, BadZipFile, pa.ArrowException) as error:
         raise ValueError(f"{uri}: not a readable {ending} file: {_reason(error)}") from None
     except OSError as error:
         if isinstance(error, FileNotFoundError):
@@ -97,20 +102,19 @@ def _open_numpy(filesystem: Any, path: str) -> _Raw:
         # Copy-on-write: torch wants memory that may be written to, and nothing writes to it.
         loaded: Any = np.load(path, mmap_mode="c", allow_pickle=False)
     else:
-        loaded = np.load(io.BytesIO(filesystem.cat_file(path)), allow_pickle=False)
+        loaded = read_arrays(filesystem.cat_file(path), path)
     if isinstance(loaded, np.ndarray):
         is_labels = loaded.ndim == 1
         return _Raw(None, np.array(loaded)) if is_labels else _Raw(_array_rows(loaded))
-    arrays = {name: loaded[name] for name in loaded.files}
-    features = _first(arrays, _FEATURE_NAMES)
+    features = _first(loaded, _FEATURE_NAMES)
     if features is None:
-        wide = [value for value in arrays.values() if value.ndim == 2]
+        wide = [value for value in loaded.values() if value.ndim == 2]
         features = wide[0] if len(wide) == 1 else None
     return _Raw(
         None if features is None else _array_rows(features),
-        _first(arrays, _LABEL_NAMES),
-        _first(arrays, _KEY_NAMES),
-        arrays.get("row"),
+        _first(loaded, _LABEL_NAMES),
+        _first(loaded, _KEY_NAMES),
+        loaded.get("row"),
     )
 
 
@@ -128,6 +132,7 @@ def _open_parquet(filesystem: Any, paths: Sequence[str]) -> _Raw:
     for path in paths:
         with filesystem.open(path, "rb") as file:
             parquet = pq.ParquetFile(file)
+            check_parquet(parquet, filesystem.size(path), None, path)
             schemas.append(parquet.schema_arrow)
             num_rows += parquet.metadata.num_rows
     names = schemas[0].names

@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any, TypeVar
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from ..datasets.files import locate
 from .column_files import OpenColumns, open_columns
 from .feature_rows import as_array
 
@@ -79,7 +79,7 @@ def join_labels(columns: AnyColumns, labels: Columns | OpenColumns, uri: str) ->
 
 def write_table(table: pa.Table, uri: str) -> None:
     """Write Parquet at any fsspec URI; the folder is made where it is missing."""
-    filesystem, path = fsspec.core.url_to_fs(uri)
+    filesystem, path = locate(uri)
     filesystem.makedirs(str(PurePosixPath(path).parent), exist_ok=True)
     with filesystem.open(path, "wb") as file:
         pq.write_table(table, file)

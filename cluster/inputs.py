@@ -6,9 +6,13 @@ import io
 from pathlib import PurePosixPath
 from typing import Any
 
-import fsspec
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+
+from ..datasets.arrays import read_arrays
+from ..datasets.decoding import FORMATS, IMAGE_ERRORS, check_pixels
+from ..datasets.files import locate
+from ..datasets.limits import TooLargeError
 
 _IMAGE_ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
 _GRAY_MODES = frozenset({"1", "L", "LA", "I", "I;16", "F"})
@@ -23,7 +27,7 @@ def read_inputs(uri: str) -> tuple[list[str], np.ndarray]:
         FileNotFoundError: There is nothing at `uri`.
         ValueError: A file cannot be read, or images differ in shape (both are named).
     """
-    filesystem, path = fsspec.core.url_to_fs(uri)
+    filesystem, path = locate(uri)
     if not filesystem.exists(path):
         raise FileNotFoundError(uri)
     ending = PurePosixPath(path).suffix.lower()
@@ -47,9 +51,10 @@ def _is_image(path: str) -> bool:
 
 def _image(filesystem: Any, path: str) -> np.ndarray:
     try:
-        with Image.open(io.BytesIO(filesystem.cat_file(path))) as image:
+        with Image.open(io.BytesIO(filesystem.cat_file(path)), formats=FORMATS) as image:
+            check_pixels(image)
             pixels = np.asarray(image.convert("L" if image.mode in _GRAY_MODES else "RGB"))
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+    except (UnidentifiedImageError, *IMAGE_ERRORS) as error:
         raise ValueError(f"{path}: not a readable image: {error}") from None
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
@@ -66,14 +71,17 @@ def _stacked(images: list[np.ndarray], keys: list[str]) -> np.ndarray:
 
 def _array(content: bytes, uri: str) -> np.ndarray:
     try:
-        loaded: Any = np.load(io.BytesIO(content), allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
+        loaded: Any = read_arrays(content, uri)
+    except TooLargeError:
+        raise
+    except Exception as error:  # a damaged file can raise anything
         raise ValueError(f"{uri}: not a readable numpy file: {error}") from None
     if not isinstance(loaded, np.ndarray):
-        names = [n for n in ("images", "inputs", "features", "x") if n in loaded.files]
-        if not names and len(loaded.files) != 1:
-            raise ValueError(f"{uri}: which of {loaded.files} are the inputs? name it 'images'")
-        loaded = loaded[names[0] if names else loaded.files[0]]
+        there = list(loaded)
+        names = [n for n in ("images", "inputs", "features", "x") if n in there]
+        if not names and len(there) != 1:
+            raise ValueError(f"{uri}: which of {there} are the inputs? name it 'images'")
+        loaded = loaded[names[0] if names else there[0]]
     if loaded.ndim == 2 and loaded.dtype.kind == "f":
         return np.asarray(loaded, np.float32)
     if loaded.ndim == 3:

@@ -192,8 +192,8 @@ def _name(uri: str) -> str:
 
 
 def _write_bytes(content: bytes, uri: str) -> None:
-    import fsspec
+    from ..datasets.files import locate
 
-    filesystem, path = fsspec.core.url_to_fs(uri)
+    filesystem, path = locate(uri)
     filesystem.makedirs(str(PurePosixPath(path).parent), exist_ok=True)
     filesystem.pipe_file(path, content)

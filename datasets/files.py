@@ -15,17 +15,30 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
+from .limits import check_limit, check_parquet
+from .masking import masked_uri
+
+# fsspec knows protocols whose addresses are programs: a "reference" fills in templates that its
+# file brings, the others hand the address to a machine or a repository with settings of its own.
+_REFUSED = frozenset({"reference", "generic", "dask", "dvc"})
+
 
 def locate(uri: str) -> tuple[Any, str]:
     """The file system and the path in it.
 
     Raises:
-        ValueError: Unknown protocol, or one whose package is not installed.
+        ValueError: Unknown protocol, one whose package is not installed, or that is refused.
     """
+    for part in str(uri).split("::"):
+        if part.partition("://")[0].lower() in _REFUSED:
+            raise ValueError(
+                f"{masked_uri(uri)}: the protocol {part.partition('://')[0]!r} is not allowed, as "
+                "what it reads may give orders; copy the files to a folder or a bucket"
+            )
     try:
         fs, path = fsspec.core.url_to_fs(str(uri))
     except ImportError as error:
-        raise ValueError(f"{uri}: {error}; for s3:// install labelmesh[s3]") from None
+        raise ValueError(f"{masked_uri(uri)}: {error}; for s3:// install labelmesh[s3]") from None
     return fs, path
 
 
@@ -42,6 +55,17 @@ def read_bytes(uri: str) -> bytes:
     fs, path = locate(uri)
     content: bytes = fs.cat_file(path)
     return content
+
+
+def read_json_bytes(uri: str) -> bytes:
+    """Like `read_bytes`, of a file that is no larger than a description should be.
+
+    Raises:
+        TooLargeError: It is.
+    """
+    fs, path = locate(uri)
+    check_limit("JSON_BYTES", fs.size(path) or 0, uri)
+    return read_bytes(uri)
 
 
 def write_atomic(uri: str, data: bytes) -> None:
@@ -90,7 +114,9 @@ def read_columns(uri: str, columns: list[str] | None) -> pa.Table:
     """These columns of a Parquet file (None: all); the bytes of the others are not touched."""
     fs, path = locate(uri)
     with fs.open(path, "rb") as file:
-        return pq.ParquetFile(file).read(columns=columns)
+        parquet = pq.ParquetFile(file)
+        check_parquet(parquet, fs.size(path), columns, uri)
+        return parquet.read(columns=columns)
 
 
 def write_table(uri: str, table: pa.Table, **options: Any) -> None:

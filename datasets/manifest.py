@@ -16,9 +16,11 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from .files import file_sizes, join, read_bytes, read_columns
+from .files import file_sizes, join, read_columns, read_json_bytes
+from .names import check_path
 from .schema import SPLIT_NAMES, UNLABELED, DatasetInfo
 from .shards import shard_contents
+from .trust import check_columns, check_places
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ def load_info(uri: str) -> DatasetInfo:
     """
     source = join(uri, "dataset.json")
     try:
-        content = read_bytes(source)
+        content = read_json_bytes(source)
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(
             f"{uri}: there is no data set (dataset.json is missing); make one with "
@@ -67,22 +69,26 @@ def load_index(uri: str) -> SampleIndex:
     """Places of all samples, without any label.
 
     Raises:
-        ValueError: There is no data set at `uri`.
+        ValueError: There is no data set at `uri`, or its manifest names places outside of it.
     """
     info = load_info(uri)
     table = _columns(uri, ["key", "shard", "sha256"], optional=["offset", "size"])
     shard = table["shard"].combine_chunks().dictionary_encode()
     shards = tuple(shard.dictionary.to_pylist())
+    for path in shards:
+        check_path(path, f"{uri}: manifest.parquet")
     if "offset" in table.column_names and "size" in table.column_names:
         offsets, sizes = table["offset"].to_numpy(), table["size"].to_numpy()
     else:
         offsets, sizes = _scan(uri, info, table, shards)
+    keys, shard_ids = table["key"].combine_chunks(), shard.indices.to_numpy().astype(np.int64)
+    check_places(uri, info.kind, keys, shards, shard_ids, offsets, sizes)
     return SampleIndex(
         uri=str(uri),
         info=info,
-        keys=table["key"].combine_chunks(),
+        keys=keys,
         shards=shards,
-        shard_ids=shard.indices.to_numpy().astype(np.int64),
+        shard_ids=shard_ids,
         offsets=offsets,
         sizes=sizes,
         sha256=table["sha256"].combine_chunks(),
@@ -244,6 +250,7 @@ def _columns(uri: str, names: list[str], optional: Sequence[str] = ()) -> pa.Tab
         missing = set(names) - set(table.column_names)
         if missing:
             raise ValueError(f"{uri}: manifest.parquet has no column {min(missing)!r}")
+        check_columns(uri, table)
         return table
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from .decoding import open_image
 from .files import join, locate
+from .limits import check_parquet
 from .manifest import SampleIndex
 from .shards import read_ranges
 
@@ -61,7 +62,7 @@ def decode_image(data: bytes, shape: tuple[int, ...]) -> np.ndarray:
     Raises:
         ValueError: It cannot be decoded, or is not of this shape.
     """
-    image = open_image(data, _FORMATS)
+    image = open_image(data, _FORMATS, shape)
     if image.mode != _MODES[shape[0]]:
         raise ValueError(f"is a {image.mode} image, expected {_MODES[shape[0]]}")
     pixels = np.asarray(image)
@@ -149,6 +150,7 @@ class _EmbeddingSource:
             sizes = [
                 file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)
             ]
+            check_parquet(file, fs.size(path), ["features"], self._index.shards[shard])
             starts = np.r_[0, np.cumsum(sizes)]
             if offsets.max() >= starts[-1]:
                 raise ValueError(f"has {starts[-1]} rows")

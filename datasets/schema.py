@@ -16,6 +16,8 @@ import pyarrow as pa
 from jaxtyping import Int64, Shaped
 from torch import Tensor
 
+from .limits import check_limit
+
 UNLABELED = -1
 """The label of a node whose class is not given (scikit-learn's convention)."""
 
@@ -67,6 +69,28 @@ class DatasetInfo:
     def num_samples(self) -> int:
         return sum(self.counts.values())
 
+    def check(self, source: str) -> None:
+        """Check numbers by which memory is taken.
+
+        Raises:
+            ValueError: Another kind, a shape that is none of it or of a giant, or odd counts.
+        """
+        if self.kind not in ("image", "embedding"):
+            raise ValueError(f"{source}: kind = {self.kind!r}: must be 'image' or 'embedding'")
+        num_dims = 3 if self.kind == "image" else 1
+        if len(self.shape) != num_dims or not all(_is_count(size, 1) for size in self.shape):
+            raise ValueError(
+                f"{source}: shape = {self.shape}: samples of kind {self.kind!r} have {num_dims} "
+                "positive whole numbers"
+            )
+        if self.kind == "image":
+            check_limit("IMAGE_PIXELS", self.shape[1] * self.shape[2], f"{source}: an image")
+        check_limit(
+            "SAMPLE_BYTES", self.shape[0], f"{source}: shape = {self.shape}: a pixel or row"
+        )
+        if not all(_is_count(count, 0) for count in self.counts.values()):
+            raise ValueError(f"{source}: counts = {self.counts}: must be whole numbers from 0")
+
     def to_json(self) -> str:
         """The text of `dataset.json`."""
         body = {
@@ -81,28 +105,35 @@ class DatasetInfo:
         """Read `to_json`'s text.
 
         Raises:
-            ValueError: Not JSON, another format version, or a missing field.
+            ValueError: Not JSON, another format version, a missing or an odd field.
         """
         try:
             body: dict[str, Any] = json.loads(text)
             version = body["format_version"]
-            if version != FORMAT_VERSION:
-                raise ValueError(
-                    f"{source}: format_version = {version!r}, this version of Labelmesh reads "
-                    f"{FORMAT_VERSION}; import the data set again"
-                )
-            return cls(
-                name=body["name"],
-                classes=tuple(body["classes"]),
+            info = cls(
+                name=str(body["name"]),
+                classes=tuple(map(str, body["classes"])),
                 kind=body["kind"],
                 shape=tuple(body["shape"]),
                 counts=dict(body["counts"]),
                 skipped=dict(body.get("skipped", {})),
             )
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        # Python's JSON raises plain ValueErrors at numbers of thousands of digits.
+        except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
             raise ValueError(
                 f"{source}: not the description of a data set ({error!r}); import it again"
             ) from None
+        if version != FORMAT_VERSION:
+            raise ValueError(
+                f"{source}: format_version = {version!r}, this version of Labelmesh reads "
+                f"{FORMAT_VERSION}; import the data set again"
+            )
+        info.check(source)
+        return info
+
+
+def _is_count(value: Any, least: int) -> bool:
+    return isinstance(value, int) and value >= least
 
 
 @dataclass(frozen=True)

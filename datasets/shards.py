@@ -19,6 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .files import is_local, join, locate, write_atomic
+from .limits import TooLargeError, check_limit, check_parquet
+from .names import check_key, check_member
 from .schema import Kind
 
 _MAX_GAP = 16 << 10
@@ -50,10 +52,13 @@ class ShardWriter:
         """Append one sample.
 
         Raises:
-            ValueError: A dot in the key's last part, where WebDataset would cut the key.
+            ValueError: A dot in the key's last part, where WebDataset would cut the key, a key that
+                leads out of the shard, or more bytes than a sample may have.
         """
         if not key or "." in key.rsplit("/", 1)[-1]:
             raise ValueError(f"key {key!r}: must not be empty or have a dot in its last part")
+        check_key(key, self._name)
+        check_limit("SAMPLE_BYTES", len(data), f"sample {key!r}")
         if self._num_samples and (
             self._num_samples >= self._max_samples
             or self._buffer.tell() + len(data) > self._max_bytes
@@ -86,16 +91,20 @@ def list_members(uri: str) -> list[tuple[str, str, int, int]]:
     """(key, extension, offset, size) of every file in a tar; reads the headers only.
 
     Raises:
-        ValueError: It is missing or no tar file.
+        ValueError: It is missing, no tar file, or has members that no data set has: links, devices,
+            names that lead out of it, too many of them or too large ones.
     """
     fs, path = locate(uri)
+    found: list[tuple[str, str, int, int]] = []
     try:
         with fs.open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            return [
-                (*split_name(member.name), member.offset_data, member.size)
-                for member in tar
-                if member.isfile()
-            ]
+            for number, member in enumerate(tar, start=1):
+                check_limit("SHARD_MEMBERS", number, uri)
+                check_member(member, uri)
+                if member.isfile():
+                    check_limit("SAMPLE_BYTES", member.size, f"{uri}: {member.name!r}")
+                    found.append((*split_name(member.name), member.offset_data, member.size))
+        return found
     except FileNotFoundError:
         raise ValueError(f"{uri}: the manifest lists this shard, but it is missing") from None
     except tarfile.TarError as error:
@@ -117,10 +126,13 @@ def shard_contents(kind: Kind, uri: str) -> dict[str, set[tuple[int, int]]]:
     try:
         with fs.open(path, "rb") as file:
             table = pq.ParquetFile(file)
+            check_parquet(table, fs.size(path), None, uri)
             size = 4 * table.schema_arrow.field("features").type.list_size
             keys = table.read(columns=["key"])["key"].to_pylist()
     except FileNotFoundError:
         raise ValueError(f"{uri}: the manifest lists this file, but it is missing") from None
+    except TooLargeError:
+        raise
     except (pa.ArrowInvalid, KeyError) as error:
         raise ValueError(f"{uri}: not a readable Parquet file of features ({error})") from None
     return {key: {(row, size)} for row, key in enumerate(keys)}

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import gzip
+import io
 import zlib
 from collections.abc import Sequence
 
 from .files import join, list_files, locate, read_bytes
+from .limits import check_unpacked
+
+_UNPACKED_AT_ONCE = 16 << 20
 
 
 def require_source(source: str | None, expected: str) -> str:
@@ -38,14 +42,25 @@ def find_one(source: str, candidates: Sequence[str]) -> str:
 
 
 def read_maybe_gzip(uri: str) -> bytes:
-    """Content of a file, unpacked if it is gzip."""
+    """Content of a file, unpacked if it is gzip.
+
+    Raises:
+        ValueError: Broken, or it unpacks to far more than it weighs.
+    """
     content = read_bytes(uri)
     if content[:2] != b"\x1f\x8b":
         return content
+    parts: list[bytes] = []
+    size = 0
     try:
-        return gzip.decompress(content)
+        with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
+            while part := file.read(_UNPACKED_AT_ONCE):
+                parts.append(part)
+                size += len(part)
+                check_unpacked(size, len(content), uri)
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{uri}: broken gzip file ({error})") from None
+    return b"".join(parts)
 
 
 def class_names(classes: str | Sequence[str] | None, num_classes: int) -> tuple[str, ...]:

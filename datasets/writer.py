@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from .files import join, write_atomic, write_table
+from .names import check_key
 from .schema import MANIFEST_SCHEMA, SPLIT_NAMES, UNLABELED, DatasetInfo, Kind, SplitName
 from .shards import Place, ShardWriter
 
@@ -113,6 +114,7 @@ class DatasetWriter:
         shard = self._shards[split]
         if isinstance(shard, ShardWriter):
             return shard.add(key, encode_png(sample), "png")
+        check_key(key, self._dest)
         return shard.add(key, sample)
 
     def _check(self, num_classes: int) -> None:

@@ -17,9 +17,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import numpy as np
 import torch
+
+from ..datasets.files import locate
 
 BACKBONE_ABOUT = "backbone.json"
 BACKBONE_WEIGHTS = "backbone.safetensors"
@@ -30,7 +31,7 @@ class RunDir:
 
     def __init__(self, uri: str) -> None:
         self.uri = uri.rstrip("/")
-        self._fs, self._root = fsspec.core.url_to_fs(self.uri)
+        self._fs, self._root = locate(self.uri)
 
     @property
     def local_path(self) -> Path | None:

@@ -6,7 +6,6 @@ Parquet: a list column `features`, optional `label` (or `labels`) and `key`. -1 
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
+from ..arrays import read_arrays
 from ..files import read_bytes, read_columns
+from ..limits import TooLargeError
 from ..schema import UNLABELED, DatasetInfo
 from ..sources import class_names, name_of, require_source
 from ..stratify import draw_share
@@ -68,14 +69,14 @@ def _read(source: str) -> tuple[Any, Any, Any, Any]:
     if source.endswith(".parquet"):
         return _read_parquet(source)
     try:
-        loaded = np.load(io.BytesIO(read_bytes(source)), allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return loaded, None, None, None
-        with loaded:
-            arrays = dict(loaded)
+        arrays = read_arrays(read_bytes(source), source)
+    except TooLargeError:
+        raise
     except Exception as error:
         # A damaged file can raise anything: BadZipFile, zlib.error, TokenError of its header, ...
         raise ValueError(f"{source}: no readable .npz, .npy or .parquet file ({error})") from None
+    if isinstance(arrays, np.ndarray):
+        return arrays, None, None, None
     features = arrays.get("features", arrays.get("X"))
     if features is None:
         raise ValueError(f"{source}: has the arrays {sorted(arrays)}, but no `features` or `X`")

@@ -6,6 +6,7 @@ int32, then the values (Yann LeCun, Corinna Cortes: the MNIST database).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -55,13 +56,13 @@ def _read(source: str, prefix: str, what: str, num_dims: int) -> np.ndarray:
     stems = [f"{prefix}-{what}-idx{num_dims}-ubyte", f"{prefix}-{what}.idx{num_dims}-ubyte"]
     uri = find_one(source, [stem + end for stem in stems for end in (".gz", "")])
     content = read_maybe_gzip(uri)
-    if content[:4] != bytes([0, 0, 8, num_dims]):
+    if content[:4] != bytes([0, 0, 8, num_dims]) or len(content) < 4 + 4 * num_dims:
         raise ValueError(f"{uri}: not an IDX file of uint8 with {num_dims} dimensions")
     shape = np.frombuffer(content, ">i4", num_dims, offset=4).tolist()
     values = np.frombuffer(content, np.uint8, offset=4 + 4 * num_dims)
-    if len(values) != np.prod(shape):
+    if len(values) != math.prod(shape) or min(shape) < 0:
         raise ValueError(
-            f"{uri}: says {shape}, which is {np.prod(shape)} bytes, but has {len(values)}; "
+            f"{uri}: says {shape}, which is {math.prod(shape)} bytes, but has {len(values)}; "
             "it may be cut off"
         )
     return values.reshape(shape)

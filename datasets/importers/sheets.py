@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from ..decoding import open_image
 from ..files import join, list_files, locate
+from ..limits import check_parquet
 from ..schema import DatasetInfo, SplitName
 from ..sources import class_names, name_of, require_source
 from ..writer import DatasetWriter
@@ -49,6 +50,7 @@ def import_samples(
         fs, path = locate(uri)
         with fs.open(path, "rb") as handle:
             file = pq.ParquetFile(handle)
+            check_parquet(file, fs.size(path), None, uri)
             classes = classes or _names_in(file)
             for batch in file.iter_batches(batch_size=4):
                 for row in batch.to_pylist():

@@ -56,7 +56,7 @@ def test_embeddings_test_share_keeps_the_classes_in_proportion(load: Load, tmp_p
         ({"X": np.ones(3)}, "one row per sample"),
         ({"X": np.array([[1.0, 2], [3, np.nan]])}, "row 1 has NaN"),
         ({"Z": np.ones((3, 2))}, r"arrays \['Z'\], but no `features`"),
-        ({"X": np.array([{}], object)}, "no readable .npz, .*allow_pickle"),
+        ({"X": np.array([{}], object)}, "no readable .npz, .*Python objects"),
     ],
 )
 def test_wrong_embeddings_are_named(
