@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -26,7 +26,9 @@ from ..trainers.predict import Predictor
 from ..trainers.prepare import prepare
 from ..trainers.report import write_report
 from ..trainers.run_dir import RunDir
+from . import jobs
 from .evaluate import evaluate_run
+from .jobs import Job
 from .resources import check as check_resources
 
 OnEvent = Callable[[dict[str, Any]], None]
@@ -82,6 +84,7 @@ class Cluster:
     """A Ray cluster to run on. Ray is started or joined when the first run needs it."""
 
     def __init__(self, address: str | None = None, *, verbose: bool = False) -> None:
+        self._given = address
         self._address = address or os.environ.get("RAY_ADDRESS")
         self._verbose = verbose
         self._owns_ray = False
@@ -132,6 +135,38 @@ class Cluster:
             finished.report()
         return finished
 
+    def submit(self, args: Sequence[str], **options: Any) -> Job:
+        """Run a command on the cluster, from any machine: `["train", "dag-cifar10", "--set", ...]`.
+
+        This package's source, and small local files that the command names, go with it.
+        `options`: `env` (variables of the job), `cpus`, `gpus`, `memory` (of its driver) and
+        `job_id`; see `cluster.jobs.submit`.
+
+        Raises:
+            ConfigError: No cluster there, a wrong token, or a command that cannot work.
+        """
+        return jobs.submit(args, address=self._given, **options)
+
+    def status(self) -> dict[str, Any]:
+        """Nodes, what they lend and what of it is in use, and jobs: `cluster.jobs.cluster_status`.
+
+        Once a run has joined or started a Ray here, it is that Ray's.
+        """
+        if self._owns_ray and self._given is None:
+            return jobs.joined_status()
+        return jobs.cluster_status(self._given)
+
+    def logs(self, job: Job | str, follow: bool = False) -> str | Iterator[str]:
+        """What a job has printed; or, followed, piece by piece until it has ended."""
+        return self._job(job).logs(follow)
+
+    def stop(self, job: Job | str, wait: bool = True) -> str:
+        """Stop a job; a run writes a checkpoint first. Returns the job's state."""
+        return self._job(job).stop(wait)
+
+    def _job(self, job: Job | str) -> Job:
+        return job if isinstance(job, Job) else jobs.find_job(job, self._given)
+
     def close(self) -> None:
         """Stop the Ray that was started here; a joined one is left running."""
         if self._owns_ray:
@@ -164,6 +199,12 @@ class Cluster:
 
         if ray.is_initialized():
             return
+        if self._address is not None and self._address.startswith(("http://", "https://")):
+            raise ConfigError(
+                f"{self._address} is a dashboard, to which jobs can be submitted (`labelmesh "
+                "submit`); to train from this process join the cluster by HOST:6379 from one of "
+                "its machines"
+            )
         options: dict[str, Any] = {
             "namespace": "labelmesh",
             "log_to_driver": self._verbose,

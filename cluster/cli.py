@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
+from . import job_commands
 from .evaluate import evaluate
 from .label_command import label
 from .output import RUN_FAILED, explain, print_facts, print_json, print_table
@@ -54,6 +55,8 @@ def build_app() -> typer.Typer:
     app.command()(report)
     app.command()(runs)
     app.command()(doctor)
+    for command in (job_commands.submit, job_commands.jobs, job_commands.logs, job_commands.stop):
+        app.command()(command)
     app.add_typer(build_data_app(), name="data")
     return app
 

@@ -29,6 +29,7 @@ HEAVY = {
     "ray": {
         "cluster.api",
         "cluster.jobs",
+        "cluster.nodes",
         "graph_store.actors",
         "graph_store.facade",
         "graph_store.ray_store",
