@@ -34,7 +34,7 @@ class Position:
     Attributes:
         epoch: Epochs finished.
         step: Optimiser steps done, warm-up included.
-        world_size: Ranks that wrote the files.
+        world_size: Ranks that wrote the files; any number can read them.
         phase: Phases finished of the epoch that is going on.
         phase_step: Steps done of the phase that is going on.
     """
@@ -121,15 +121,9 @@ def load(
     """Load a checkpoint into engine, averaged network and running statistics; the store is
     restored by its creator.
 
-    Raises:
-        ValueError: Written by another number of workers (ZeRO's files cannot change it).
+    Any number of ranks with any engine can load what any other saved.
     """
     position = read_position(run, name)
-    if position.world_size != engine.comm.world_size:
-        raise ValueError(
-            f"checkpoint {name} was written by {position.world_size} workers, this run has "
-            f"{engine.comm.world_size}; resume with train.num_workers = {position.world_size}"
-        )
     folder = f"{_FOLDER}/{name}"
     with tempfile.TemporaryDirectory() as scratch:
         source = Path(scratch) if run.local_path is None else run.local_path / folder

@@ -1,6 +1,7 @@
 """The engine on DeepSpeed: data parallel over the ranks of an initialised process group.
 
-The only importer of deepspeed. ZeRO stages 0 to 3 come from `train.deepspeed` unchanged.
+This and `deepspeed_state.py` are the only importers of deepspeed. ZeRO stages 0 to 3 come from
+`train.deepspeed` unchanged.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from ..graph_store.view import Hop, Neighborhood
 from .config import TrainSpec
+from .deepspeed_state import load_whole_tensors, whole_tensors
 from .engine import (
     COMPILER,
     Comm,
@@ -27,6 +29,7 @@ from .engine import (
     uses_bf16,
     widened,
 )
+from .engine_state import SavedState, named_state, write_state
 from .method import ModelOutput, Network
 from .still_engine import StillEngine, has_nothing_to_train
 
@@ -79,6 +82,7 @@ class DeepSpeedEngine:
         self.device = device
         self.comm: Comm = ProcessGroupComm(device)
         network.to(device)
+        self._train = train
         self._flat = _Flat(network)
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=self._flat,
@@ -117,15 +121,13 @@ class DeepSpeedEngine:
         return gathered
 
     def save(self, folder: Path) -> None:
-        self._engine.save_checkpoint(str(folder), tag="engine", save_latest=False)
+        tensors = whole_tensors(self._engine, self.network, self._train)
+        write_state(folder, tensors, optimizer=self._train.optimizer, first=self.comm.rank == 0)
 
     def load(self, folder: Path) -> None:
-        path, _ = self._engine.load_checkpoint(str(folder), tag="engine")
-        if path is None:
-            raise ValueError(
-                f"{folder} was not written by train.engine = 'deepspeed'; resume with the engine "
-                "that the run was started with"
-            )
+        saved = SavedState(folder)
+        saved.check_fits(named_state(self.network), optimizer=self._train.optimizer)
+        load_whole_tensors(self._engine, self.network, saved, self._train)
 
 
 def deepspeed_engine(network: Network, train: TrainSpec, device: torch.device) -> Engine:

@@ -7,6 +7,7 @@ An engine owns the network's parameters and the optimiser. One optimiser step is
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import os
 import shutil
 import sysconfig
@@ -20,6 +21,15 @@ from torch import Tensor, nn
 
 from ..graph_store.view import Neighborhood
 from .config import TrainSpec
+from .engine_state import (
+    SavedState,
+    load_network,
+    load_optimizer,
+    named_state,
+    network_name,
+    optimizer_tensors,
+    write_state,
+)
 from .method import ModelOutput, Network
 
 COMPILER = "inductor"
@@ -72,10 +82,22 @@ class Engine(Protocol):
         ...
 
     def save(self, folder: Path) -> None:
-        """Write parameters, buffers and optimiser state; every rank calls it."""
+        """Write parameters, buffers and optimiser state; every rank calls it.
+
+        The files are those of `engine_state.py` whatever the engine and the number of ranks.
+
+        Raises:
+            OSError: On the rank that writes, after what is collective.
+        """
         ...
 
-    def load(self, folder: Path) -> None: ...
+    def load(self, folder: Path) -> None:
+        """Take over what any engine with any number of ranks saved; every rank calls it.
+
+        Raises:
+            ValueError: Nothing that can be read here, or of another network or optimiser.
+        """
+        ...
 
 
 def make_optimizer(network: nn.Module, train: TrainSpec) -> torch.optim.Optimizer:
@@ -128,20 +150,17 @@ class LocalEngine:
         return nullcontext()
 
     def save(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        state = {"network": self.network.state_dict(), "optimizer": self._optimizer.state_dict()}
-        torch.save(state, folder / "local_engine.pt")
+        network = ((network_name(n), value) for n, value in named_state(self.network).items())
+        optimizer = optimizer_tensors(self._optimizer, self.network, self._train)
+        write_state(
+            folder, itertools.chain(network, optimizer), optimizer=self._train.optimizer, first=True
+        )
 
     def load(self, folder: Path) -> None:
-        path = folder / "local_engine.pt"
-        if not path.is_file():
-            raise ValueError(
-                f"{folder} was not written by train.engine = 'local'; resume with the engine "
-                "that the run was started with"
-            )
-        state = torch.load(path, map_location=self.device, weights_only=True)
-        self.network.load_state_dict(state["network"])
-        self._optimizer.load_state_dict(state["optimizer"])
+        saved = SavedState(folder)
+        saved.check_fits(named_state(self.network), optimizer=self._train.optimizer)
+        load_network(self.network, saved)
+        load_optimizer(self._optimizer, self.network, saved, self._train)
 
 
 def widened(features: Tensor, outputs: Tensor, *, num_classes: int) -> ModelOutput:

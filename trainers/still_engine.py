@@ -6,15 +6,13 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from ..graph_store.view import Neighborhood
 from .engine import Comm
+from .engine_state import SavedState, load_network, named_state, network_name, write_state
 from .method import ModelOutput, Network
-
-_FILE = "still_engine.safetensors"
 
 
 def has_nothing_to_train(network: nn.Module) -> bool:
@@ -53,11 +51,10 @@ class StillEngine:
         return nullcontext()
 
     def save(self, folder: Path) -> None:
-        """Write the network; the first rank does, all have the same."""
-        if self.comm.rank == 0:
-            folder.mkdir(parents=True, exist_ok=True)
-            state = {k: v.detach().cpu() for k, v in self.network.state_dict().items()}
-            safetensors.torch.save_file(state, folder / _FILE)
+        tensors = [(network_name(n), value) for n, value in named_state(self.network).items()]
+        write_state(folder, tensors, optimizer=None, first=self.comm.rank == 0)
 
     def load(self, folder: Path) -> None:
-        self.network.load_state_dict(safetensors.torch.load_file(folder / _FILE))
+        saved = SavedState(folder)
+        saved.check_fits(named_state(self.network), optimizer=None)
+        load_network(self.network, saved)

@@ -38,7 +38,7 @@ HEAVY = {
         "trainers.worker",
         "tune",
     },
-    "deepspeed": {"trainers.deepspeed_engine"},
+    "deepspeed": {"trainers.deepspeed_engine", "trainers.deepspeed_state"},
     "faiss": {"graph_store.faiss_index"},
     "torch.distributed": {
         "graph_store.actors",
