@@ -73,21 +73,20 @@ class DatasetInfo:
         """Check numbers by which memory is taken.
 
         Raises:
-            ValueError: Another kind, a shape that is none of it or of a giant, or odd counts.
+            ValueError: A shape that is none of the kind's or of a giant, or odd counts.
         """
-        if self.kind not in ("image", "embedding"):
-            raise ValueError(f"{source}: kind = {self.kind!r}: must be 'image' or 'embedding'")
         num_dims = 3 if self.kind == "image" else 1
         if len(self.shape) != num_dims or not all(_is_count(size, 1) for size in self.shape):
             raise ValueError(
                 f"{source}: shape = {self.shape}: samples of kind {self.kind!r} have {num_dims} "
                 "positive whole numbers"
             )
-        if self.kind == "image":
-            check_limit("IMAGE_PIXELS", self.shape[1] * self.shape[2], f"{source}: an image")
-        check_limit(
-            "SAMPLE_BYTES", self.shape[0], f"{source}: shape = {self.shape}: a pixel or row"
-        )
+        if self.kind == "embedding":
+            check_limit("SAMPLE_BYTES", 4 * self.shape[0], f"{source}: a sample")
+        elif self.shape[0] in (1, 3):
+            check_limit("IMAGE_PIXELS", self.shape[1] * self.shape[2], f"{source}: a sample")
+        else:
+            raise ValueError(f"{source}: shape = {self.shape}: images have 1 or 3 channels")
         if not all(_is_count(count, 0) for count in self.counts.values()):
             raise ValueError(f"{source}: counts = {self.counts}: must be whole numbers from 0")
 
@@ -109,27 +108,34 @@ class DatasetInfo:
         """
         try:
             body: dict[str, Any] = json.loads(text)
-            version = body["format_version"]
-            info = cls(
-                name=str(body["name"]),
-                classes=tuple(map(str, body["classes"])),
-                kind=body["kind"],
-                shape=tuple(body["shape"]),
-                counts=dict(body["counts"]),
-                skipped=dict(body.get("skipped", {})),
-            )
+            version, kind = body["format_version"], body["kind"]
         # Python's JSON raises plain ValueErrors at numbers of thousands of digits.
-        except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
-            raise ValueError(
-                f"{source}: not the description of a data set ({error!r}); import it again"
-            ) from None
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise ValueError(_no_description(source, error)) from None
         if version != FORMAT_VERSION:
             raise ValueError(
                 f"{source}: format_version = {version!r}, this version of Labelmesh reads "
                 f"{FORMAT_VERSION}; import the data set again"
             )
+        if kind not in ("image", "embedding"):
+            raise ValueError(f"{source}: kind = {kind!r}: must be 'image' or 'embedding'")
+        try:
+            info = cls(
+                name=str(body["name"]),
+                classes=tuple(map(str, body["classes"])),
+                kind=kind,
+                shape=tuple(body["shape"]),
+                counts=dict(body["counts"]),
+                skipped=dict(body.get("skipped", {})),
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(_no_description(source, error)) from None
         info.check(source)
         return info
+
+
+def _no_description(source: str, error: Exception) -> str:
+    return f"{source}: not the description of a data set ({error!r}); import it again"
 
 
 def _is_count(value: Any, least: int) -> bool:
