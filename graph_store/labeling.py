@@ -19,7 +19,7 @@ from . import solvers
 from .component_poisson import ComponentCounts, ComponentPoisson
 from .solvers.onehot import onehot
 from .solvers.reweighted import Reweighting
-from .view import Affinity, GraphView
+from .view import Affinity, AffinityKind, GraphView
 
 METHODS = (
     "poisson",
@@ -52,6 +52,10 @@ class Propagation:
         tau: `laplace` and its kin: how fast labels fade with the way; 0: not at all.
         p: `p_laplace`: at least 2, the larger the less labels are spikes.
         sigma: `density_paths`: longest step, as a distance.
+        affinity: Weights of the edges, "self_tuning" (GLL) or, on cosine graphs, "power" (LPDSSL);
+            `density_paths` has none.
+        gamma: Of "power": exponent on similarities.
+        balance_classes: `local_global`: divide each class's labels by their number.
         class_priors: Share of the nodes in each class; the labels are then chosen such that
             classes have these sizes.
         tol: Relative residual of the solvers.
@@ -67,6 +71,9 @@ class Propagation:
     sigma: float = float("inf")
     class_priors: tuple[float, ...] | None = None
     tol: float = 1e-8
+    affinity: AffinityKind = "self_tuning"
+    gamma: float = 3.0
+    balance_classes: bool = True
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -94,12 +101,12 @@ class NodeLabels:
 class Propagator:
     """One graph, ready to be solved for any labels: its weights and components are found once.
 
-    The weights are self-tuning (GLL). On shards everything here is collective.
+    On shards everything here is collective.
     """
 
     def __init__(self, view: GraphView, propagation: Propagation) -> None:
         self._view, self._how = view, propagation
-        self._w = view.affinity("self_tuning")
+        self._w = view.affinity(propagation.affinity, gamma=propagation.gamma)
         self._components = ComponentPoisson(self._w)
 
     def solve(self, labels: Int64[Tensor, " n"], num_classes: int) -> NodeLabels:
@@ -189,7 +196,7 @@ def _scores(
     elif how.method == "local_global":
         alpha = 0.99 if how.alpha is None else how.alpha
         scores = solvers.local_global(
-            w, labels, alpha=alpha, tol=how.tol, balance_classes=True, **common
+            w, labels, alpha=alpha, tol=how.tol, balance_classes=how.balance_classes, **common
         )
     elif how.method == "random_walk":
         alpha = 0.95 if how.alpha is None else how.alpha

@@ -61,7 +61,7 @@ class SweepResult:
 
     Attributes:
         metric: What the scores are.
-        keys: Dotted keys that were searched; every point has them.
+        keys: Dotted keys that were searched; a point need not have those that mean nothing to it.
         log_keys: Those of them that were searched by order of magnitude.
     """
 
@@ -91,10 +91,11 @@ class SweepResult:
     def table(self) -> pa.Table:
         """keys, mean, sd, num, state, seconds, rounds, error; a row per point, in order.
 
-        Values of different kinds under one key (0.5 and "self_tuning") are given as text.
+        Values of different kinds under one key (0.5 and "self_tuning") are given as text; a key
+        that a point has not is null.
         """
         columns: dict[str, pa.Array] = {
-            key: _column([point.params[key] for point in self.points]) for key in self.keys
+            key: _column([point.params.get(key) for point in self.points]) for key in self.keys
         }
         for name in ("mean", "sd", "seconds"):
             values = [_finite(getattr(point, name)) for point in self.points]
@@ -161,9 +162,10 @@ def _finite(value: float) -> float | None:
 
 
 def _column(values: Sequence[Any]) -> pa.Array:
-    kinds = {type(value) for value in values}
+    kinds = {type(value) for value in values if value is not None}
     if kinds <= {int, float} and len(kinds) > 1:
-        return pa.array([float(value) for value in values])
+        return pa.array([None if value is None else float(value) for value in values])
     if len(kinds) > 1:
-        return pa.array([v if isinstance(v, str) else json.dumps(v) for v in values], pa.string())
+        texts = [v if v is None or isinstance(v, str) else json.dumps(v) for v in values]
+        return pa.array(texts, pa.string())
     return pa.array(values)

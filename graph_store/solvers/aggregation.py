@@ -26,9 +26,9 @@ MAX_AGGREGATES = 400
 NUM_VOTES = 4
 
 
-def num_aggregates(num_nodes: int) -> int:
+def num_aggregates(num_nodes: int, min_nodes: int = MIN_NODES) -> int:
     """How many groups pay for a graph of this size; 0 = none."""
-    return 0 if num_nodes < MIN_NODES else min(MAX_AGGREGATES, 2 * math.isqrt(num_nodes))
+    return 0 if num_nodes < min_nodes else min(MAX_AGGREGATES, 2 * math.isqrt(num_nodes))
 
 
 def aggregates(w: Affinity, count: int) -> Int64[Tensor, " n"]:

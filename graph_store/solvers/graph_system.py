@@ -17,7 +17,7 @@ from torch import Tensor
 from ..kernels.cg_steps import even_segments
 from ..kernels.graph_operator import GraphOperator, group_sums, scaled_operator
 from ..view import Affinity
-from .aggregation import aggregates, num_aggregates
+from .aggregation import MIN_NODES, aggregates, num_aggregates
 from .conjugate_gradient import CgResult, Coarse, conjugate_gradient
 
 OnSolve = Callable[[CgResult], None]
@@ -82,6 +82,7 @@ def graph_system(
     diagonal: Float64[Tensor, " n"],
     scale: Float64[Tensor, " n"],
     dtype: torch.dtype = torch.float64,
+    min_nodes: int = MIN_NODES,
 ) -> GraphSystem:
     """Prepare A = diag(diagonal) - diag(scale) W diag(scale).
 
@@ -93,13 +94,14 @@ def graph_system(
         diagonal: Positive.
         scale: Rows with scale 0 are decoupled: diagonal x = b.
         dtype: Of the solution; sums are float64.
+        min_nodes: Smaller graphs get no coarse space; many right-hand sides pay for it earlier.
 
     Cost:
         The edges once more (12 bytes each in float64), g^2 numbers for g groups.
     """
     device = w.csr.cols.device
     whole = is_whole(w)
-    count = num_aggregates(w.num_nodes)
+    count = num_aggregates(w.num_nodes, min_nodes)
     num_own = w.csr.num_rows
     group = aggregates(w, count) if count else torch.full((num_own,), -1, device=device)
     # Rows without a group come last.
