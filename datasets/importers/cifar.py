@@ -1,7 +1,7 @@
 """CIFAR-10 and CIFAR-100: the official "python version", packed (.tar.gz) or unpacked.
 
-Its batches are pickles. They are read by an unpickler that knows numpy arrays and plain containers
-and refuses everything else, so a tampered archive cannot run code.
+Its batches are pickles. They are read by an unpickler that knows arrays of bytes and plain
+containers and refuses everything else, so a tampered archive cannot run code.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 
 from ..files import join, list_files, locate, read_bytes
+from ..limits import check_unpacked
+from ..names import check_member
 from ..schema import DatasetInfo, SplitName
 from ..sources import name_of, require_source
 from ..writer import DatasetWriter
@@ -73,7 +75,11 @@ def _batches(source: str) -> Iterator[tuple[str, bytes]]:
         return
     try:
         with fs.open(path, "rb") as handle, tarfile.open(fileobj=handle, mode="r|*") as tar:
+            unpacked = 0
             for member in tar:
+                check_member(member, source)
+                unpacked += member.size
+                check_unpacked(unpacked, fs.size(path), source)
                 base = member.name.rsplit("/", 1)[-1]
                 if member.isfile() and _is_batch(base):
                     content = tar.extractfile(member)
@@ -135,21 +141,45 @@ def _text_keys(body: dict[Any, Any]) -> dict[str, Any]:
     return {k.decode() if isinstance(k, bytes) else str(k): v for k, v in body.items()}
 
 
+class _Array:
+    """Stands for an array of bytes while a pickle is read; NumPy's own unpickling is not reached,
+    whose states say how memory is to be understood."""
+
+    def __init__(self, *_: Any) -> None:
+        self.values = np.empty(0, np.uint8)
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, shape, dtype, is_fortran, raw = state
+        if not isinstance(dtype, _Bytes) or not isinstance(raw, bytes):
+            raise pickle.UnpicklingError("it has an array of other things than bytes")
+        flat = np.frombuffer(raw, np.uint8)
+        self.values = flat.reshape(shape, order="F" if is_fortran else "C")
+
+
+class _Bytes:
+    """Stands for the type of such an array."""
+
+    def __init__(self, name: Any, *_: Any) -> None:
+        if name not in ("u1", b"u1"):
+            raise pickle.UnpicklingError(f"it has an array of {name!r}, expected bytes (u1)")
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
 class _ArrayUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
+        # Functions are made anew each time: a pickle can set attributes of what it gets.
         if name == "_reconstruct" and module.startswith("numpy."):
-            return np.empty(0).__reduce__()[0]
-        allowed = {("numpy", "ndarray"): np.ndarray, ("numpy", "dtype"): np.dtype}
-        if (module, name) in allowed:
-            return allowed[module, name]
+            return lambda *_: _Array()
+        if (module, name) == ("numpy", "ndarray"):
+            return None  # an argument of _reconstruct
+        if (module, name) == ("numpy", "dtype"):
+            return lambda *arguments: _Bytes(*arguments)
         if (module, name) == ("_codecs", "encode"):
-            return _encode
+            # How Python 3 writes bytes in an old pickle protocol.
+            return lambda text, _: text.encode("latin-1")
         raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is no array")
-
-
-def _encode(text: str, encoding: str) -> bytes:
-    """How Python 3 writes bytes in an old pickle protocol."""
-    return text.encode("latin-1")
 
 
 def _unpickle(content: bytes, source: str) -> dict[Any, Any]:
@@ -160,4 +190,4 @@ def _unpickle(content: bytes, source: str) -> dict[Any, Any]:
         raise ValueError(f"{source} cannot be read ({error})") from None
     if not isinstance(body, dict):
         raise ValueError(f"{source} holds a {type(body).__name__}, expected a dict")
-    return body
+    return {k: v.values if isinstance(v, _Array) else v for k, v in body.items()}
