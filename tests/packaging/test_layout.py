@@ -27,7 +27,8 @@ def source_files() -> set[str]:
     found = {"__init__.py", "__main__.py"}
     for part in PARTS:
         for path in (ROOT / part).rglob("*"):
-            if path.suffix in {".py", *DATA_ENDINGS} and "__pycache__" not in path.parts:
+            is_ours = path.suffix in {".py", *DATA_ENDINGS} or path.name == "Containerfile"
+            if is_ours and "__pycache__" not in path.parts:
                 found.add(path.relative_to(ROOT).as_posix())
     return found
 
