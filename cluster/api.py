@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -166,6 +167,37 @@ class Cluster:
 
     def _job(self, job: Job | str) -> Job:
         return job if isinstance(job, Job) else jobs.find_job(job, self._given)
+
+    def tune(
+        self,
+        sweep: str | Path,
+        *,
+        set: Mapping[str, Any] | None = None,
+        name: str | None = None,
+        resume: bool = False,
+        out: str | None = None,
+        on_event: OnEvent | None = None,
+    ) -> Any:
+        """Search hyperparameters by training runs; a `tune.sweep.Sweep` with `.best`, `.table()`.
+
+        Args:
+            sweep: A shipped sweep's name or a TOML file.
+            set: Overrides by dotted key: of the runs (`{"graph.k": 9}`), or of the sweep
+                (`search.*`, `scheduler.*`, metric, mode).
+            name: Of the sweep; its folder is `<output.uri>/<name>`. Default: the sweep's own.
+            resume: Go on with the points that are not done, of a sweep of the same name.
+            out: Where sweeps are written (any fsspec URI), instead of the runs' `output.uri`.
+            on_event: Called with progress records while the sweep goes on.
+
+        Raises:
+            ConfigError, ResourceError: Bad input; nothing was started.
+        """
+        # Sweeps are made of runs on a cluster, so `tune` imports this module and not the other way
+        # round; who asks for a sweep gets that part by its name.
+        sweeps = import_module("..tune.sweep", __package__)
+        return sweeps.run_sweep(
+            self, sweep, set=set, name=name, resume=resume, out=out, on_event=on_event
+        )
 
     def close(self) -> None:
         """Stop the Ray that was started here; a joined one is left running."""

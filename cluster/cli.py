@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -48,6 +49,9 @@ def build_app() -> typer.Typer:
     )
     app.callback()(_options)
     app.command(epilog=_shipped_help())(train)
+    # Sweeps stand above the cluster in the order of imports; the command line, which shows all
+    # there is, asks for their commands by name.
+    import_module("..tune.tune_command", __package__).add_to(app)
     app.command()(label)
     app.command()(suggest)
     app.command()(predict)

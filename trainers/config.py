@@ -355,6 +355,18 @@ def load_config(config: str | Path, overrides: Mapping[str, Any] | None = None) 
     return parse_spec(raw, source=str(config))
 
 
+def with_overrides(spec: RunSpec, overrides: Mapping[str, Any]) -> RunSpec:
+    """The same run with some keys changed, checked anew.
+
+    Raises:
+        ConfigError: Unknown key, wrong type or value out of range.
+    """
+    raw = tomllib.loads(spec.to_toml())
+    for key, value in overrides.items():
+        _assign(raw, key, value)
+    return parse_spec(raw, source=spec.name)
+
+
 def absolute_uri(uri: str) -> str:
     """Local paths made absolute: workers have working directories of their own."""
     return uri if "://" in uri else str(Path(uri).expanduser().absolute())

@@ -83,6 +83,13 @@ class Reals:
             return self.low + u * (self.high - self.low)
         return self._stepped(min(int(u * self._num_steps), self._num_steps - 1))
 
+    def nearest(self, value: float) -> float:
+        """What can be drawn and lies nearest to `value`."""
+        value = min(max(value, self.low), self.high)
+        if self.step is None:
+            return value
+        return self._stepped(min(round((value - self.low) / self.step), self._num_steps - 1))
+
     @property
     def _num_steps(self) -> int:
         assert self.step is not None

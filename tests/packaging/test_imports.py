@@ -36,7 +36,7 @@ HEAVY = {
         "trainers.launch",
         "trainers.reservation",
         "trainers.worker",
-        "tune",
+        "tune.ray_tune",
     },
     "deepspeed": {"trainers.deepspeed_engine", "trainers.deepspeed_state"},
     "faiss": {"graph_store.faiss_index"},
