@@ -172,14 +172,10 @@ def conclude(spec: SweepSpec, base: RunSpec, folder: RunDir) -> Sweep:
         points=tuple(point for point in points if point is not None),
         log_keys=space.log_keys,
     )
-    from .report import write_sweep_report
-
     result.save(folder.uri)
-    best = None
     if any(point.state == "finished" for point in result.points):
-        best = best_run(spec, base, result.best.params).to_toml()
-        folder.write_text("best.toml", best)
-    write_sweep_report(result, folder.uri, best)
+        best = best_run(spec, base, result.best.params)
+        folder.write_text("best.toml", best.to_toml())
     return Sweep(folder.uri, result)
 
 

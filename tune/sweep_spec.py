@@ -24,14 +24,23 @@ import difflib
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from ..trainers.config import (
     ConfigError,
     RunSpec,
+    check_run_name,
     load_config,
     shipped_configs,
     with_absolute_uris,
@@ -88,7 +97,7 @@ class SchedulerSpec(_Section):
 class SweepSpec(_Section):
     """A sweep as its file describes it. `mode` is the metric's own unless told."""
 
-    name: str = Field(min_length=1, pattern=r"^[^/\\]+$")
+    name: Annotated[str, AfterValidator(check_run_name)]
     config: str
     metric: str = "val/accuracy"
     mode: Mode = "max"

@@ -36,6 +36,7 @@ HEAVY = {
         "trainers.launch",
         "trainers.reservation",
         "trainers.worker",
+        "tune.graph_workers",
         "tune.ray_tune",
     },
     "deepspeed": {"trainers.deepspeed_engine", "trainers.deepspeed_state"},

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from labelmesh.trainers.config import ConfigError, load_config, method_name
+from labelmesh.trainers.config import ConfigError, load_config
 from labelmesh.trainers.method import method_names
 from labelmesh.tune.metrics import METRICS
 from labelmesh.tune.search import listed_points
