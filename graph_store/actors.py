@@ -2,8 +2,8 @@
 
 Reads and puts have lanes (concurrency groups) of their own, so they are answered while a round is
 computed on the third. Every request names the incarnation of the shard that it is meant for: Ray
-restarts an actor that died with empty tables, and an empty shard would answer as if nothing had
-happened.
+restarts an actor that died, and a shard without a log is then empty and would answer as if nothing
+had happened. Collectives name the group that they are meant for as well.
 """
 
 from __future__ import annotations
@@ -13,18 +13,20 @@ import uuid
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-import numpy as np
 import ray
 import torch
 from ray import cloudpickle
-from torch import Tensor
 
 from .. import __version__
+from .journal import Journal
 from .partition import Partition
+from .recovery import open_journal, recover
 from .shard import Shard
-from .sharded_view import ShardGroup, open_rendezvous, reach_rendezvous
+from .shard_status import ShardStatus
+from .sharded_view import GroupChangedError, ShardGroup, open_rendezvous, reach_rendezvous
 from .snapshot import Manifest, Part, read_rows, write_part
-from .store import KnnReport, StoreLostError, StoreSpec
+from .store import KnnReport, ShardChangedError, StoreLostError, StoreSpec
+from .wire import to_arrays, to_tensors
 
 T = TypeVar("T")
 
@@ -37,22 +39,57 @@ class ShardActor:
 
     Args:
         threads: Threads of the arithmetic; None: this machine's cores by the number of shards.
+        lineage: Name of the store, which no other store has.
+        log_uri: Where the shards of this store keep their logs; None: nowhere.
     """
 
     def __init__(
-        self, spec: StoreSpec, partition: Partition, rank: int, threads: int | None
+        self,
+        spec: StoreSpec,
+        partition: Partition,
+        rank: int,
+        threads: int | None,
+        lineage: str,
+        log_uri: str | None = None,
     ) -> None:
         torch.set_num_threads(threads or max(1, _num_cores() // partition.num_shards))
+        self._partition, self._rank, self._lineage = partition, rank, lineage
         self._shard = Shard(spec, partition, rank)
-        self._partition, self._rank = partition, rank
         self._incarnation = uuid.uuid4().hex
+        self._log_uri = log_uri
+        self._journal: Journal | None = None
+        self._recovered = False
+        self._problem = self._come_back()
         self._host: str = ray.util.get_node_ip_address()
         self._group: ShardGroup | None = None
+        self._group_name: str | None = None
         self._rendezvous: Any = None
 
-    def incarnation(self) -> str:
-        """Tells this process from those before and after it."""
-        return self._incarnation
+    def status(self) -> ShardStatus:
+        """Who this is, and how it is; never refused."""
+        context = ray.get_runtime_context()
+        return ShardStatus(
+            rank=self._rank,
+            pid=os.getpid(),
+            node_id=context.get_node_id(),
+            incarnation=self._incarnation,
+            lineage=self._lineage,
+            is_whole=not self._problem,
+            recovered=self._recovered,
+            problem=self._problem,
+            version=self._journal.version if self._journal else 0,
+            log_bytes=self._journal.num_bytes if self._journal else 0,
+            **self._shard.sizes(),
+        )
+
+    def leave(self, incarnation: str) -> None:
+        """Leave the group; a collective that is under way fails, here or at the others."""
+        self._fence(incarnation)
+        group, self._group, self._group_name = self._group, None, None
+        self._rendezvous = None  # who still waits there is told by its end
+        self._shard.join(None)
+        if group is not None:
+            group.abort()
 
     def open_rendezvous(self, incarnation: str) -> tuple[str, int]:
         """Host and port where the shards can meet to form a group."""
@@ -60,30 +97,39 @@ class ShardActor:
         self._rendezvous = open_rendezvous(self._host)
         return self._host, self._rendezvous.port
 
-    def join(self, incarnation: str, host: str, port: int, backend: str) -> None:
+    def join(self, incarnation: str, name: str, host: str, port: int, backend: str) -> None:
         """Form the group of all shards; returns when all have come."""
         self._fence(incarnation)
-        self._group = ShardGroup(
+        group = ShardGroup(
             self._rank,
             self._partition.num_shards,
             reach_rendezvous(host, port),
             host=self._host,
             backend=backend,
         )
-        self._shard.join(self._group)
+        self._shard.join(group)
+        self._group, self._group_name = group, name
 
     def call(self, incarnation: str, method: str, *args: Any) -> Any:
         """Call a method of the shard that is not collective."""
         self._fence(incarnation)
         return to_arrays(getattr(self._shard, method)(*to_tensors(args)))
 
-    def update_knn(self, incarnation: str, complete: tuple[str, ...]) -> KnnReport:
+    def update_knn(
+        self, incarnation: str, group: str | None, complete: tuple[str, ...]
+    ) -> KnnReport:
         """`Shard.update_knn`. Collective."""
         self._fence(incarnation)
-        return self._together(lambda: self._shard.update_knn(complete))
+        return self._together(group, lambda: self._shard.update_knn(complete))
 
     def solve(
-        self, incarnation: str, version: str, pickled_fn: bytes, round: int
+        self,
+        incarnation: str,
+        group: str | None,
+        version: str,
+        pickled_fn: bytes,
+        round: int,
+        attempt: str,
     ) -> Mapping[str, float]:
         """`Shard.solve` with a function that was pickled by reference. Collective.
 
@@ -98,9 +144,9 @@ class ShardActor:
                     f"refresh was called by Labelmesh {version}, but the shards run "
                     f"{__version__}; install one version on the whole cluster"
                 )
-            return self._shard.solve(cloudpickle.loads(pickled_fn), round)
+            return self._shard.solve(cloudpickle.loads(pickled_fn), round, attempt)
 
-        return self._together(run)
+        return self._together(group, run)
 
     def save(self, incarnation: str, uri: str, version: str, complete: tuple[str, ...]) -> Part:
         """Write the own part of a snapshot, with the puts that are complete."""
@@ -108,48 +154,65 @@ class ShardActor:
         self._shard.absorb(complete)
         return write_part(uri, version, self._rank, self._shard.contents())
 
-    def load(self, incarnation: str, uri: str, manifest: Manifest) -> None:
-        """Read the own rows of a snapshot, whatever number of shards wrote it."""
-        self._fence(incarnation)
+    def load(self, incarnation: str, uri: str, manifest: Manifest) -> str:
+        """Read the own rows of a snapshot, whatever number of shards wrote it.
+
+        Returns:
+            The incarnation from now on: what was meant for the contents before is refused.
+        """
+        self._fence(incarnation, whole=False)
+        if self._log_uri is not None and self._journal is None:  # it could not be replayed
+            self._journal = open_journal(self._log_uri, self._lineage, self._rank)
+            self._journal.begin()
+            self._shard.keep_log(self._journal)
         self._shard.load(read_rows(uri, manifest, *self._partition.span(self._rank)))
+        self._incarnation, self._problem = uuid.uuid4().hex, ""
+        return self._incarnation
 
-    def _fence(self, incarnation: str) -> None:
-        if incarnation != self._incarnation:
-            raise StoreLostError(
-                f"shard {self._rank} of {self._partition.num_shards} died and was restarted "
-                f"empty; restore the store from a snapshot"
+    def _come_back(self) -> str:
+        """Be what the shard was before it died; why that is not possible, or "".
+
+        Nothing is raised: Ray would give up the actor, and nobody could ask it why.
+        """
+        who = f"shard {self._rank} of {self._partition.num_shards}"
+        if self._log_uri is None:
+            if not ray.get_runtime_context().was_current_actor_reconstructed:
+                return ""
+            return (
+                f"{who} died and was restarted empty; restore the store from a snapshot, or give "
+                f"it a log (log_uri)"
             )
+        try:
+            journal = open_journal(self._log_uri, self._lineage, self._rank)
+            self._recovered = recover(self._shard, journal)
+        except Exception as error:
+            return f"{who} has no log to come back from: {error}"
+        self._journal = journal
+        return ""
 
-    def _together(self, run: Callable[[], T]) -> T:
-        """Do this shard's part of a collective; after an error leave, so that no one waits."""
+    def _fence(self, incarnation: str, *, whole: bool = True) -> None:
+        if incarnation != self._incarnation:
+            raise ShardChangedError(
+                f"shard {self._rank} of {self._partition.num_shards} was restarted or set back; "
+                f"restore the store from a snapshot"
+            )
+        if whole and self._problem:
+            raise StoreLostError(self._problem)
+
+    def _together(self, group: str | None, run: Callable[[], T]) -> T:
+        """Do this shard's part of a collective; after an error leave, so that no one waits.
+
+        Raises:
+            GroupChangedError: The caller means a group that this shard is not in.
+        """
+        if self._partition.num_shards > 1 and (group is None or group != self._group_name):
+            raise GroupChangedError(f"shard {self._rank} is not in the group that was meant")
         try:
             return run()
         except BaseException:
             if self._group is not None:
                 self._group.abort()
             raise
-
-
-def to_arrays(value: Any) -> Any:
-    """Replace the tensors in tuples and dicts by numpy arrays of the same memory."""
-    if isinstance(value, Tensor):
-        return value.numpy()
-    if isinstance(value, dict):
-        return {key: to_arrays(item) for key, item in value.items()}
-    if isinstance(value, tuple):
-        return tuple(to_arrays(item) for item in value)
-    return value
-
-
-def to_tensors(value: Any) -> Any:
-    """Replace the arrays in tuples and dicts by tensors; copies, for Ray's arrays are read-only."""
-    if isinstance(value, np.ndarray):
-        return torch.from_numpy(value.copy())
-    if isinstance(value, dict):
-        return {key: to_tensors(item) for key, item in value.items()}
-    if isinstance(value, tuple):
-        return tuple(to_tensors(item) for item in value)
-    return value
 
 
 def _num_cores() -> int:

@@ -30,6 +30,7 @@ class GraphStore:
         slack: int | None = None,
         recall_target: float = 0.99,
         name: str = "store",
+        log_uri: str | None = None,
         **resources: Any,
     ) -> RayStore:
         """An empty store on shards of its own.
@@ -37,12 +38,14 @@ class GraphStore:
         Args:
             device: "auto" is the GPU where shards ask for one (`gpus_per_shard` > 0), else the CPU.
             update, tolerance, slack, recall_target: How the graph is kept; see `store.StoreSpec`.
-            resources: See `ray_store.ShardOptions`.
+            log_uri: Where shards log what they are told; see `RayStore.create`.
+            resources: See `shard_options.ShardOptions`.
 
         Raises:
             ValueError: A shape that no store can have, or more than the cluster has.
         """
-        from .ray_store import RayStore, ShardOptions
+        from .ray_store import RayStore
+        from .shard_options import ShardOptions
 
         options = ShardOptions(**resources)
         spec = StoreSpec(
@@ -59,7 +62,9 @@ class GraphStore:
             slack=slack,
             recall_target=recall_target,
         )
-        return RayStore.create(spec, num_shards=num_shards, name=name, options=options)
+        return RayStore.create(
+            spec, num_shards=num_shards, name=name, log_uri=log_uri, options=options
+        )
 
     @staticmethod
     def restore(
@@ -68,10 +73,12 @@ class GraphStore:
         device: str = "auto",
         *,
         name: str = "store",
+        log_uri: str | None = None,
         **resources: Any,
     ) -> RayStore:
         """The store that a `snapshot` wrote, on any number of shards (None: as many as it had)."""
-        from .ray_store import RayStore, ShardOptions
+        from .ray_store import RayStore
+        from .shard_options import ShardOptions
 
         options = ShardOptions(**resources)
         return RayStore.restore(
@@ -79,6 +86,7 @@ class GraphStore:
             num_shards=num_shards,
             device=_device(device, options.gpus_per_shard),
             name=name,
+            log_uri=log_uri,
             options=options,
         )
 

@@ -2,15 +2,17 @@
 
 A `put` that reaches several shards may overtake an update on one and not on the other. So puts wait
 in order of arrival; before an update every shard names those that it has (`seal`), and only puts
-that have arrived at all their shards are taken (`take`). What is late on one shard waits on all
-others for the next update: an update sees a put as a whole or not at all.
+that have arrived at all their shards are taken. What is late on one shard waits on all others for
+the next update: an update sees a put as a whole or not at all.
+
+An update may fail when some shards have taken a put and others have not. So what was taken is still
+named until all shards are known to have taken it, and the others take it with the next update.
 """
 
 from __future__ import annotations
 
-import threading
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -26,7 +28,9 @@ Stamp = tuple[str, int]
 
 
 @dataclass(frozen=True)
-class _Written:
+class Written:
+    """A put that waits."""
+
     rows: Int64[Tensor, " m"]
     columns: Mapping[str, Tensor]
     stamp: Stamp | None
@@ -34,58 +38,70 @@ class _Written:
 
 @dataclass
 class Inbox:
-    """Writes of one shard that no update has taken yet. Safe for several threads."""
+    """Writes of one shard that no update has taken yet. For one thread at a time.
 
-    _waiting: list[_Written] = field(default_factory=list)
-    _known: dict[Stamp, None] = field(default_factory=dict)
+    Attributes:
+        waiting: In order of arrival.
+        taken: Puts that this shard has taken and others may not have.
+        known: Messages that have come, in order of arrival.
+        num_written, num_seen: Puts that have ever come, and before the last update had ended.
+    """
+
+    waiting: list[Written] = field(default_factory=list)
+    taken: list[Stamp] = field(default_factory=list)
+    known: dict[Stamp, None] = field(default_factory=dict)
+    num_written: int = 0
+    num_seen: int = 0
     _num_sealed: int = 0
-    _num_written: int = 0
-    _num_seen: int = 0
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def __getstate__(self) -> dict[str, object]:
-        return {k: v for k, v in self.__dict__.items() if k != "_lock"}
-
-    def __setstate__(self, state: dict[str, object]) -> None:
-        self.__dict__.update(state)
-        self._lock = threading.Lock()
 
     def write(
         self, rows: Int64[Tensor, " m"], columns: Mapping[str, Tensor], stamp: Stamp | None
     ) -> None:
-        """Keep some rows of columns for the next update; `stamp` None: they go to one shard.
+        """Keep some rows of columns for the next update; `stamp` None: they go to one shard."""
+        if self.knows(stamp):
+            return
+        self.note(stamp)
+        self.waiting.append(Written(rows, columns, stamp))
+        self.num_written += 1
 
-        A message that is delivered twice is taken once.
-        """
-        with self._lock:
-            if stamp is not None and stamp in self._known:
-                return
-            if stamp is not None:
-                self._known[stamp] = None
-                if len(self._known) > STAMPS_KEPT:
-                    del self._known[next(iter(self._known))]
-            self._waiting.append(_Written(rows, columns, stamp))
-            self._num_written += 1
+    def knows(self, stamp: Stamp | None) -> bool:
+        """Whether a message has come before; messages may be delivered twice."""
+        return stamp is not None and stamp in self.known
+
+    def note(self, stamp: Stamp | None) -> None:
+        """Remember a message."""
+        if stamp is not None:
+            self.known[stamp] = None
+            if len(self.known) > STAMPS_KEPT:
+                del self.known[next(iter(self.known))]
 
     def seal(self) -> tuple[Stamp, ...]:
         """Name the puts that have arrived; later ones are not for this update."""
-        with self._lock:
-            self._num_sealed = len(self._waiting)
-            return tuple(w.stamp for w in self._waiting if w.stamp is not None)
+        self._num_sealed = len(self.waiting)
+        return (*self.taken, *(w.stamp for w in self.waiting if w.stamp is not None))
 
-    def take(self, table: StagingTable, complete: Iterable[str] | None) -> Bool[Tensor, " n"]:
-        """Write what belongs to the update into the table; which rows that were.
+    def choose(self, complete: Iterable[str] | None) -> list[int]:
+        """Which of the waiting puts belong to the update.
 
         Args:
             complete: Puts that have arrived everywhere; None: all that is here.
         """
-        known = None if complete is None else set(complete)
-        with self._lock:
-            sealed = self._waiting[: self._num_sealed] if known is not None else self._waiting
-            taken = [w for w in sealed if known is None or w.stamp is None or w.stamp[0] in known]
-            done = {id(w) for w in taken}
-            self._waiting = [w for w in self._waiting if id(w) not in done]
-            self._num_sealed = 0
+        if complete is None:
+            return list(range(len(self.waiting)))
+        known = set(complete)
+        return [
+            place
+            for place, put in enumerate(self.waiting[: self._num_sealed])
+            if put.stamp is None or put.stamp[0] in known
+        ]
+
+    def take(self, table: StagingTable, chosen: Sequence[int]) -> Bool[Tensor, " n"]:
+        """Write some of the waiting puts into the table; which rows that were."""
+        taken = [self.waiting[place] for place in chosen]
+        gone = set(chosen)
+        self.waiting = [put for place, put in enumerate(self.waiting) if place not in gone]
+        self.taken += [put.stamp for put in taken if put.stamp is not None]
+        self._num_sealed = 0
         written = torch.zeros(table.num_rows, dtype=torch.bool)
         for put in taken:
             for name, values in put.columns.items():
@@ -94,18 +110,19 @@ class Inbox:
         return written
 
     def is_empty(self) -> bool:
-        with self._lock:
-            return not self._waiting
+        return not self.waiting
 
     def mark_seen(self) -> None:
-        """An update has ended: what came during it waits for the next one, and that is known."""
-        with self._lock:
-            self._num_seen = self._num_written
+        """An update has ended: what came during it waits for the next one, and that is known.
+
+        All shards have taken what belonged to it.
+        """
+        self.num_seen = self.num_written
+        self.taken = []
 
     def has_unseen(self) -> bool:
         """Whether anything was put after the last update had ended."""
-        with self._lock:
-            return self._num_seen < self._num_written
+        return self.num_seen < self.num_written
 
 
 def complete_puts(stamps: Iterable[Iterable[Stamp]]) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ backend searches everything anew.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Float32, Float64, Int64
@@ -27,19 +28,29 @@ from .store import KnnReport, StoreSpec
 # Nodes on which the recall of a refined graph is measured.
 RECALL_SAMPLE = 1000
 
+
+class OldLists(NamedTuple):
+    """The neighbours of an earlier update, and which rows were written since."""
+
+    neighbor_ids: Int64[Tensor, "n k"]
+    moved: Bool[Tensor, " n"]
+
+
 Found = tuple[Int64[Tensor, "s k"], Float64[Tensor, "s k"]]
 
 
 class ShardGraph:
-    """Keeps what updates need. All methods that take `peers` are collective."""
+    """Keeps what makes updates cheap. All methods that take `peers` are collective.
+
+    Nothing here must survive: where a shard has lost it, all shards build the graph anew, and an
+    exact graph comes out the same.
+    """
 
     def __init__(self, spec: StoreSpec) -> None:
         self._spec = spec
         self._device = torch.device(spec.device)
         self._rows: Float32[Tensor, "n D"] | None = None
         self._live: LiveGraph | None = None
-        self._moved: Bool[Tensor, " n"] | None = None
-        self._neighbor_ids: Int64[Tensor, "n k"] | None = None
 
     def write(self, features: Float[Tensor, "n D"], written: Bool[Tensor, " n"]) -> None:
         """Prepare the features of nodes that were written; the graph follows with `update`."""
@@ -48,23 +59,25 @@ class ShardGraph:
         self._rows = self._rows.clone()  # the kept graph compares with the old ones
         at = written.nonzero()[:, 0]
         self._rows[at] = self._prepare(features[at])
-        assert self._moved is not None
-        self._moved[at] = True
 
     def update(
-        self, peers: Peers, features: Float[Tensor, "n D"], present: Bool[Tensor, " n"]
+        self,
+        peers: Peers,
+        features: Float[Tensor, "n D"],
+        present: Bool[Tensor, " n"],
+        old: OldLists | None = None,
     ) -> tuple[dict[str, Tensor], KnnReport]:
         """The graph columns of the own rows; absent nodes have no neighbours and are nobody's.
 
         Args:
             features: As stored; what changed since the last call has gone through `write`.
+            old: What refinement starts from; None: nothing.
         """
         if self._rows is None:
             self._rows = self._prepare(features)
-            self._moved = torch.ones_like(present)
         here = present.to(self._device)
         searched = here & self.has_direction(self._rows)
-        found, report = self._neighbors(peers, searched)
+        found, report = self._neighbors(peers, searched, old)
         own = torch.arange(len(present), device=self._device) + peers.start
         zeros = here & ~searched
         if peers.any(not bool(searched.all())):
@@ -73,8 +86,6 @@ class ShardGraph:
             found = found[0][searched], found[1][searched]
             found = add_zero_rows(found, searched, own, zero_ids, all_ids, self._spec.k)
             found[0][~here], found[1][~here] = -1, torch.inf
-        self._moved = torch.zeros_like(present)
-        self._neighbor_ids = found[0]
         ids, distances = found[0].cpu(), found[1].cpu()
         similarity = similarity_from_distance(distances).float()
         columns = {
@@ -96,11 +107,11 @@ class ShardGraph:
         return prepare_rows(features.to(self._device).float(), self._spec.metric)
 
     def _neighbors(
-        self, peers: Peers, searched: Bool[Tensor, " n"]
+        self, peers: Peers, searched: Bool[Tensor, " n"], old: OldLists | None
     ) -> tuple[tuple[Tensor, Tensor], KnnReport]:
         """Neighbours of all own rows, -1/inf for those that are not searched."""
         if self._spec.update == "refine":
-            return self._refine(peers, searched)
+            return self._refine(peers, searched, old)
         if self._spec.backend in ("auto", "torch"):
             return self._follow(peers, searched)
         return self._search(peers, searched)
@@ -146,15 +157,14 @@ class ShardGraph:
         return (ids, distances), report
 
     def _refine(
-        self, peers: Peers, searched: Bool[Tensor, " n"]
+        self, peers: Peers, searched: Bool[Tensor, " n"], old: OldLists | None
     ) -> tuple[tuple[Tensor, Tensor], KnnReport]:
         """Refine the old lists; search everything where that does not reach the target."""
         assert self._rows is not None
-        assert self._moved is not None
-        old = self._neighbor_ids
         if old is None:
-            old = torch.full((len(searched), self._spec.k), -1)
-        start = Start(self._rows, old, self._moved, searched)
+            none = torch.full((len(searched), self._spec.k), -1)
+            old = OldLists(none, torch.ones(len(searched), dtype=torch.bool))
+        start = Start(self._rows, old.neighbor_ids, old.moved, searched)
         refined = refine_until(
             _exchange(peers), start, self._spec.k, Rule(), self._spec.recall_target, RECALL_SAMPLE
         )

@@ -37,6 +37,10 @@ class PeerLostError(RuntimeError):
     """Another shard left the group during a collective; what went wrong is known there."""
 
 
+class GroupChangedError(PeerLostError):
+    """The shards have left the group that a collective was meant for, or formed another one."""
+
+
 def open_rendezvous(host: str) -> Any:
     """A key-value store in this process where shards can meet; its `port` is free and chosen."""
     return _c10d.TCPStore(host, 0, is_master=True, wait_for_workers=False)
@@ -89,7 +93,7 @@ class ShardGroup:
         """`x` of every shard, in shard order; all must have the same shape and dtype."""
         own = self._out(x)
         parts = [torch.empty_like(own) for _ in range(self.size)]
-        self._wait(lambda: self._group.allgather([parts], [own]))
+        self._wait(lambda group: group.allgather([parts], [own]))
         return [part.to(x.device) for part in parts]
 
     def broadcast(self, x: Tensor, root: int) -> Tensor:
@@ -97,7 +101,7 @@ class ShardGroup:
         sent = self._out(x) if self.rank == root else torch.empty_like(x, device=self._device)
         options = _c10d.BroadcastOptions()
         options.rootRank = root
-        self._wait(lambda: self._group.broadcast([sent], options))
+        self._wait(lambda group: group.broadcast([sent], options))
         return sent.to(x.device)
 
     def exchange_counts(self, counts: Sequence[int]) -> list[int]:
@@ -117,20 +121,24 @@ class ShardGroup:
         return out.to(rows.device)
 
     def abort(self) -> None:
-        """Leave for good; shards that wait for this one get an error instead of waiting on."""
-        if self._group is not None:
-            self._group.abort()
-        self._group = None  # gloo closes its sockets when the object goes
+        """Leave for good; shards that wait for this one get an error instead of waiting on.
+
+        Another thread that is in a collective gets one from its next, or when the others leave.
+        """
+        group, self._group = self._group, None  # gloo closes its sockets when the object goes
+        if group is not None:
+            group.abort()
 
     def _all_to_all(self, out: Tensor, sent: Tensor, receive: list[int], send: list[int]) -> None:
         options = _c10d.AllToAllOptions()
-        self._wait(lambda: self._group.alltoall_base(out, sent, receive, send, options))
+        self._wait(lambda group: group.alltoall_base(out, sent, receive, send, options))
 
-    def _wait(self, start: Callable[[], Any]) -> None:
-        if self._group is None:
+    def _wait(self, start: Callable[[Any], Any]) -> None:
+        group = self._group
+        if group is None:
             raise PeerLostError(f"shard {self.rank} of {self.size} has left the group")
         try:
-            start().wait()
+            start(group).wait()
         except RuntimeError as error:
             raise PeerLostError(f"shard {self.rank} of {self.size}: {error}") from error
 

@@ -80,6 +80,14 @@ class StoreLostError(RuntimeError):
     """A shard died, and with it its rows. Restore the store from a snapshot."""
 
 
+class ShardChangedError(StoreLostError):
+    """The shard is not what the caller took it for; whether it is whole, it says when asked."""
+
+
+class UndecidedRoundError(ValueError):
+    """A round is ready on the shard that was asked, and not published as far as it knows."""
+
+
 @runtime_checkable
 class GraphStore(Protocol):
     """Features, probabilities, labels, kNN graph, densities and pseudo-labels, by node id.

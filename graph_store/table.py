@@ -62,21 +62,38 @@ class StagingTable:
 
 
 class Rounds:
-    """The published rounds. Replaced as a whole at each change, so readers need no lock."""
+    """The published rounds. Replaced as a whole at each change, so readers need no lock.
 
-    def __init__(self, rounds: Mapping[int, Columns] | None = None) -> None:
+    Args:
+        attempts: Which of several attempts at a round was published; "" where that is not known.
+    """
+
+    def __init__(
+        self,
+        rounds: Mapping[int, Columns] | None = None,
+        attempts: Mapping[int, str] | None = None,
+    ) -> None:
         self._rounds: Mapping[int, Columns] = dict(rounds or {})
+        self._attempts: Mapping[int, str] = dict(attempts or {})
 
     def numbers(self) -> tuple[int, ...]:
         return tuple(sorted(self._rounds))
 
-    def publish(self, number: int, columns: Columns) -> None:
+    def contents(self) -> tuple[Mapping[int, Columns], Mapping[int, str]]:
+        """What another `Rounds` can be made of."""
+        return self._rounds, self._attempts
+
+    def attempt(self, number: int) -> str:
+        return self._attempts.get(number, "")
+
+    def publish(self, number: int, columns: Columns, attempt: str = "") -> None:
         """Add a round, keep the one before it, drop all others.
 
         Rounds after `number` go as well: a run that goes on from an earlier checkpoint publishes
         its rounds again, and what came later belongs to a past that it does not share.
         """
         earlier = [q for q in self.numbers() if q < number][-(ROUNDS_KEPT - 1) :]
+        self._attempts = {**{q: self.attempt(q) for q in earlier}, number: attempt}
         self._rounds = {**{q: self._rounds[q] for q in earlier}, number: columns}
 
     def get(self, number: int) -> Columns:

@@ -16,7 +16,6 @@ import pytest
 import torch
 from labelmesh.graph_store.inbox import Inbox
 from labelmesh.graph_store.local_store import LocalStore
-from labelmesh.graph_store.snapshot import read_manifest
 from labelmesh.graph_store.solvers import density_paths, local_global, pseudo_labels
 from labelmesh.graph_store.store import GraphStore, StoreSpec
 from labelmesh.graph_store.view import GraphView, NodeState, PseudoLabels
@@ -115,7 +114,7 @@ def store(shared: Any, saved: str) -> GraphStore:
     """The two published rounds in a store of every kind."""
     if isinstance(shared, LocalStore):
         return LocalStore.restore(saved)
-    shared._all("load", saved, read_manifest(saved))
+    shared.load(saved)
     return shared
 
 

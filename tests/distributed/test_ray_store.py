@@ -12,7 +12,8 @@ import pytest
 import torch
 from labelmesh.graph_store import ray_store
 from labelmesh.graph_store.facade import GraphStore
-from labelmesh.graph_store.ray_store import RayStore, ShardOptions
+from labelmesh.graph_store.ray_store import RayStore
+from labelmesh.graph_store.shard_options import ShardOptions
 from labelmesh.graph_store.store import StoreLostError, StoreSpec
 from labelmesh.graph_store.view import GraphView, NodeState, PseudoLabels
 
@@ -115,7 +116,7 @@ def test_a_shard_that_died_is_an_error_and_never_an_empty_answer(
 
     with RayStore.create(SPEC, num_shards=2, options=ShardOptions(threads_per_shard=1)) as doomed:
         publish(doomed)
-        ray.kill(doomed._shards[1], no_restart=not restarts)
+        ray.kill(doomed._link.actors[1], no_restart=not restarts)
         calls: list[Callable[[], object]] = [
             lambda: doomed.neighbors(ALL),
             lambda: doomed.neighborhood(ALL, hops=1, round=0),

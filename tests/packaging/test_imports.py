@@ -33,6 +33,8 @@ HEAVY = {
         "graph_store.actors",
         "graph_store.facade",
         "graph_store.ray_store",
+        "graph_store.shard_link",
+        "graph_store.shard_options",
         "trainers.launch",
         "trainers.reservation",
         "trainers.worker",

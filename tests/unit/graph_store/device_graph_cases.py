@@ -137,6 +137,6 @@ def test_store_whose_arithmetic_is_on_the_device(metric: str) -> None:
             store.put(torch.arange(66), x)
             report = store.update_knn()
             assert report.rebuilt == (step == 0)
-            columns.append(store._shard._staged)
+            columns.append(store._shard._state.staged)
         assert torch.equal(columns[0]["neighbor_ids"], columns[1]["neighbor_ids"])
         assert torch.equal(columns[0]["distances"], columns[1]["distances"])

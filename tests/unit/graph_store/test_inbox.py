@@ -26,6 +26,10 @@ def write(box: Inbox, rows: Sequence[int], value: float, stamp: Stamp | None = N
     box.write(at, {"features": torch.full((len(rows), 1), value)}, stamp)
 
 
+def take(box: Inbox, of: StagingTable, complete: Sequence[str] | None) -> Tensor:
+    return box.take(of, box.choose(complete))
+
+
 def values(of: StagingTable) -> list[float]:
     return of.peek("features")[:, 0].tolist()
 
@@ -38,10 +42,10 @@ def test_later_puts_win() -> None:
     box, t = Inbox(), table()
     write(box, [1, 2], 1.0)
     write(box, [2, 3], 2.0)
-    assert rows_of(box.take(t, None)) == [1, 2, 3]
+    assert rows_of(take(box, t, None)) == [1, 2, 3]
     assert values(t)[1:4] == [1.0, 2.0, 2.0]
     assert box.is_empty()
-    assert rows_of(box.take(t, None)) == []
+    assert rows_of(take(box, t, None)) == []
 
 
 def test_what_is_late_somewhere_waits_everywhere() -> None:
@@ -54,15 +58,34 @@ def test_what_is_late_somewhere_waits_everywhere() -> None:
     complete = complete_puts([box.seal() for box in boxes])
     assert complete == ("whole",)
     for box, t in zip(boxes, tables):
-        assert rows_of(box.take(t, complete)) == [0, 2]
+        assert rows_of(take(box, t, complete)) == [0, 2]
+        box.mark_seen()
     assert not boxes[0].is_empty()
     write(boxes[1], [1], 2.0, ("half", 2))
     complete = complete_puts([box.seal() for box in boxes])
     assert complete == ("half",)
     for box, t in zip(boxes, tables):
-        assert rows_of(box.take(t, complete)) == [1]
+        assert rows_of(take(box, t, complete)) == [1]
         assert values(t)[:3] == [1.0, 2.0, 3.0]
         assert box.is_empty()
+
+
+def test_what_an_update_that_failed_has_taken_on_one_shard_the_next_one_takes_on_all() -> None:
+    boxes, tables = [Inbox(), Inbox()], [table(), table()]
+    for box in boxes:
+        write(box, [0], 1.0, ("first", 2))
+    take(boxes[0], tables[0], complete_puts([box.seal() for box in boxes]))
+    write(boxes[0], [1], 2.0, ("late", 2))  # has not come to the other one
+    for box in boxes:
+        write(box, [0], 3.0, ("second", 2))
+    complete = complete_puts([box.seal() for box in boxes])
+    assert complete == ("first", "second")
+    for box, t in zip(boxes, tables):
+        assert rows_of(take(box, t, complete)) == [0]
+        assert values(t)[:2] == [3.0, 0.0]
+        box.mark_seen()
+    assert [box.taken for box in boxes] == [[], []]
+    assert [box.is_empty() for box in boxes] == [False, True]
 
 
 def test_what_comes_after_the_seal_is_for_the_next_update() -> None:
@@ -71,8 +94,8 @@ def test_what_comes_after_the_seal_is_for_the_next_update() -> None:
     complete = complete_puts([box.seal()])
     write(box, [1], 1.0, ("b", 1))
     write(box, [2], 1.0, None)
-    assert rows_of(box.take(t, complete)) == [0]
-    assert rows_of(box.take(t, complete_puts([box.seal()]))) == [1, 2]
+    assert rows_of(take(box, t, complete)) == [0]
+    assert rows_of(take(box, t, complete_puts([box.seal()]))) == [1, 2]
 
 
 def test_messages_may_come_twice() -> None:
@@ -80,11 +103,12 @@ def test_messages_may_come_twice() -> None:
     write(box, [0], 1.0, ("a", 1))
     write(box, [0], 1.0, ("a", 1))
     assert box.seal() == (("a", 1),)
-    assert rows_of(box.take(t, ("a",))) == [0]
+    assert rows_of(take(box, t, ("a",))) == [0]
+    box.mark_seen()
     write(box, [0], 2.0, ("b", 1))
     write(box, [0], 1.0, ("a", 1))  # long after it was taken: must not undo what came later
     assert complete_puts([box.seal()]) == ("b",)
-    box.take(t, ("b",))
+    take(box, t, ("b",))
     assert values(t)[0] == 2.0
     assert box.is_empty()
 
@@ -108,7 +132,7 @@ def test_order_of_arrival_of_different_nodes_does_not_matter(seed: int) -> None:
             write(boxes[shard], [put], put + 1.0, stamp)
         complete = complete_puts([box.seal() for box in boxes])
         for box, t in zip(boxes, tables):
-            box.take(t, complete)
+            take(box, t, complete)
         for name in complete:  # on all its shards by now
             put = int(name.split()[1])
             for shard in {s for s, p, _ in messages if p == put}:
@@ -125,7 +149,7 @@ def test_remembered_puts_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
     box = Inbox()
     for number in range(10):
         write(box, [0], 1.0, (str(number), 1))
-    assert len(box._known) == 3
+    assert len(box.known) == 3
     write(box, [0], 1.0, ("9", 1))
     assert len(box.seal()) == 10
 
@@ -135,7 +159,7 @@ def test_what_came_after_the_last_update_is_known() -> None:
     assert not box.has_unseen()
     write(box, [0], 1.0)
     assert box.has_unseen()
-    box.take(t, None)
+    take(box, t, None)
     write(box, [1], 1.0)  # while the update runs
     box.mark_seen()
     assert not box.has_unseen()
@@ -148,7 +172,7 @@ def test_it_can_be_copied() -> None:
     box, t = Inbox(), table()
     write(box, [4], 1.0, ("a", 1))
     other = pickle.loads(pickle.dumps(box))
-    assert rows_of(other.take(t, ("a",))) == []  # not sealed
+    assert rows_of(take(other, t, ("a",))) == []  # not sealed
     assert other.seal() == (("a", 1),)
-    assert rows_of(other.take(t, ("a",))) == [4]
+    assert rows_of(take(other, t, ("a",))) == [4]
     assert not box.is_empty()
