@@ -20,7 +20,8 @@ _MAX_POINTS = 2000
 _MAX_LEGEND = 20
 _CELL, _CAPTION, _MARGIN, _TITLE = 1.1, 0.34, 0.14, 0.62
 _NUMBERED = "#c8372d"
-_STYLE = {"font.family": "sans-serif", "text.color": INK}
+# Names of classes and keys are no formulas.
+_STYLE = {"font.family": "sans-serif", "text.color": INK, "text.parse_math": False}
 
 
 def image_sheet(

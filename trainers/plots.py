@@ -73,6 +73,7 @@ _STYLE: dict[str, Any] = {
     "lines.solid_capstyle": "round",
     "figure.constrained_layout.use": True,
     "svg.fonttype": "none",
+    "text.parse_math": False,  # names of classes are no formulas
 }
 
 

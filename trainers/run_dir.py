@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from ..datasets.files import locate
+from ..datasets.names import check_path
 
 BACKBONE_ABOUT = "backbone.json"
 BACKBONE_WEIGHTS = "backbone.safetensors"
@@ -121,7 +122,9 @@ class RunDir:
         """Copy the run's folder `name` into a local folder."""
         root = self._path(name)
         for path in self._fs.find(root):
-            target = folder / str(path)[len(root) :].lstrip("/")
+            name = str(path)[len(root) :].lstrip("/")
+            check_path(name, self.uri)  # keys of a bucket may have any parts, `..` too
+            target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
             self._fs.get_file(path, str(target))
 

@@ -27,7 +27,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .processor import Pixels, read_pixels
+from .processor import CodeRefusedError, Pixels, read_pixels, refuse_code
 
 PREFIX = "hf:"
 Pool = Literal["pooler", "class_token", "mean"]
@@ -169,6 +169,9 @@ def _read(name: str, source: str) -> Encoder:
 
     try:
         file = cached_file(source, "preprocessor_config.json")
+        description = cached_file(source, "config.json")
+        if description is not None:  # transformers says it better where there is none
+            refuse_code(name, json.loads(Path(description).read_text()))
         model, report = AutoModel.from_pretrained(
             source,
             use_safetensors=True,
@@ -176,6 +179,8 @@ def _read(name: str, source: str) -> Encoder:
             dtype=torch.float32,
             output_loading_info=True,
         )
+    except CodeRefusedError:
+        raise
     except (OSError, ValueError) as error:
         raise ValueError(_cannot_be_read(name, source, error)) from error
     missing = sorted(report["missing_keys"])
@@ -198,6 +203,7 @@ def _rebuild(stored: Mapping[str, Any]) -> Encoder:
     from transformers import AutoConfig, AutoModel
 
     values = dict(stored["config"])
+    refuse_code(values.get("model_type", "model"), values)
     config = AutoConfig.for_model(values.pop("model_type"), **values)
     model = AutoModel.from_config(config, trust_remote_code=False, dtype=torch.float32)
     height, width = stored["size"]

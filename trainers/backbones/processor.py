@@ -1,7 +1,8 @@
-"""What a pretrained model's `preprocessor_config.json` says about pixels."""
+"""What a pretrained model's files say about pixels, and what they must not say."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -44,6 +45,27 @@ def read_pixels(name: str, processor: Mapping[str, Any]) -> Pixels:
         mean, std = [0.0], [1.0]
     factor = processor.get("rescale_factor", 1 / 255) if processor.get("do_rescale", True) else 1.0
     return Pixels(size, 255 * factor, tuple(map(float, mean)), tuple(map(float, std)))
+
+
+class CodeRefusedError(ValueError):
+    """A model's configuration asks for code."""
+
+
+def refuse_code(name: str, config: Any) -> None:
+    """Check a `config.json`, which can name kernels (`attn_implementation = "owner/repository"`)
+    that transformers would download and run.
+
+    Raises:
+        CodeRefusedError: It does.
+    """
+    for key, value in config.items() if isinstance(config, Mapping) else ():
+        names_code = key.endswith("_implementation") and "/" in json.dumps(value)
+        if names_code:
+            raise CodeRefusedError(
+                f"model.backbone = {name!r}: its config.json has {key} = {value!r}, code that "
+                "would be downloaded and run; delete the key"
+            )
+        refuse_code(name, value)
 
 
 def _height_and_width(size: Any) -> tuple[int, int] | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import zipfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ...datasets.files import join, read_bytes
+from ...datasets.limits import TooLargeError, check_unpacked
 
 _PREFIXES = ("module.", "_orig_mod.", "backbone.")
 _CLASSIFIERS = ("fc", "classifier", "head", "linear")
@@ -81,7 +83,13 @@ def read_tensors(uri: str) -> dict[str, Tensor]:
 
 def _torch_load(data: bytes, uri: str) -> Any:
     try:
+        if zipfile.is_zipfile(io.BytesIO(data)):
+            with zipfile.ZipFile(io.BytesIO(data)) as archive:
+                size = sum(member.file_size for member in archive.infolist())
+            check_unpacked(size, len(data), f"model.weights = {uri!r}")
         return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except TooLargeError:
+        raise
     except pickle.UnpicklingError:
         raise ValueError(
             f"model.weights = {uri!r} holds Python objects beside tensors, which would have to be "

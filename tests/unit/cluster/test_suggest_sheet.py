@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -139,3 +140,13 @@ def test_map_of_many_rows_shows_what_matters(monkeypatch: pytest.MonkeyPatch) ->
     x = np.random.default_rng(1).normal(size=(500, 1))
     # Features of width 1 have a map, too.
     assert pixels(map_sheet(found, x, labels, "many")).shape[2] == 3
+
+
+def test_names_that_strangers_chose_are_no_formulas() -> None:
+    names = np.array(["$\\frac{", "$x$", "<script>"])
+    found = replace(suggestions(3), keys=names, classes=names)
+    sheet = image_sheet(found, {}, names[0])
+    drawn = map_sheet(
+        found, np.random.default_rng(0).random((6, 3)), np.arange(6) % 4 - 1, names[0]
+    )
+    assert min(pixels(sheet).size, pixels(drawn).size) > 0

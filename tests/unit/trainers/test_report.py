@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -393,3 +394,29 @@ def test_phases_that_take_turns_have_lines_of_their_own() -> None:
     np.testing.assert_equal(lines["total, cluster"], [nan, 3.0, nan, 2.5, nan])
     np.testing.assert_equal(lines["total, label"], [nan, nan, 1.0, nan, 0.5])
     assert "total, label from 1.000 to 0.500" in plot.caption
+
+
+EVIL = '--></text></svg><script>alert(1)</script><img src=x onerror="alert(2)">'
+
+
+def test_names_that_strangers_chose_stay_text(tmp_path: Path) -> None:
+    files = read_run(RunDir(str(make_run(tmp_path / "run", num_rounds=2))))
+    names = [EVIL, "$\\frac{", "a]]>b", "'\"&lt;", *(str(c) for c in range(4, 10))]
+    evil = replace(
+        files,
+        arrays={**files.arrays, "class_names": np.array(names)},
+        config={**files.config, "name": EVIL, "data": {"uri": EVIL}},
+        config_text=f"name = {EVIL!r}",
+        environment={"git": EVIL, EVIL: 1},
+        metrics=[{**m, "parts": {EVIL: 1.0}} if "parts" in m else m for m in files.metrics],
+    )
+    html = render(evil).html
+    page = Page(html)
+    assert page.open == []
+    assert "script" not in {tag for tag, _ in page.tags}
+    for _, attributes in page.tags:
+        assert not any(name.startswith("on") for name in attributes)
+        for name in ("src", "href", "xlink:href"):
+            assert (attributes.get(name) or "#").startswith(("data:image/png;base64,", "#"))
+    assert html.count("&lt;script&gt;alert(1)") > 5
+    assert "$\\frac{" in html

@@ -231,6 +231,15 @@ def _half(folder: Path) -> None:
     save_file(kept, folder / "model.safetensors", {"format": "pt"})
 
 
+def _told(folder: Path, **values: Any) -> None:
+    told = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**told, **values}))
+
+
+def _kernel(folder: Path) -> None:
+    _told(folder, attn_implementation="evil/kernel")
+
+
 def _no_mean(folder: Path) -> None:
     (folder / "preprocessor_config.json").write_text('{"size": 32}')
 
@@ -243,6 +252,7 @@ def _no_mean(folder: Path) -> None:
         (_unsafe, "it has no model.safetensors"),
         (_half, "has no fitting weights for '.*layers?.1.*' \\(and 15 more\\)"),
         (_no_mean, "must name size, image_mean and image_std"),
+        (_kernel, "attn_implementation = 'evil/kernel', code that would be downloaded and run"),
     ],
 )
 def test_a_folder_that_lacks_something_is_refused(
@@ -290,3 +300,14 @@ def test_loading_prints_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str
     capfd.readouterr()
     built(name)
     assert capfd.readouterr() == ("", "")
+
+
+def test_code_beside_the_weights_is_not_run(tmp_path: Path) -> None:
+    name, _ = saved(vit, tmp_path)
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: ...\n")
+    _told(tmp_path, auto_map={"AutoConfig": "evil.Evil", "AutoModel": "evil.Evil"})
+    assert built(name)(inputs_of(images())).shape == (3, 24)
+    _told(tmp_path, model_type="unheard-of")
+    with pytest.raises(ValueError, match="the folder cannot be used"):
+        built(name)
+    assert not (tmp_path / "ran").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,9 @@ import fsspec
 import pytest
 import safetensors.torch
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from labelmesh.datasets.files import write_atomic
 from labelmesh.trainers.backbones.build import build_backbone
 from labelmesh.trainers.backbones.weights import load_weights, read_tensors
 from labelmesh.trainers.config import RunSpec, parse_spec, with_absolute_uris
@@ -186,6 +190,36 @@ def test_files_that_would_execute_code_are_refused(tmp_path: Path) -> None:
     uri = save(tmp_path / "w.pth", {**backbone(1).state_dict(), "a": Evil()})
     with pytest.raises(ValueError, match="would have to be executed"):
         load_weights(backbone(0), uri)
+
+
+def test_file_that_unpacks_to_far_more_than_it_weighs_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LABELMESH_MAX_UNPACKED_BYTES", "100000")
+    with zipfile.ZipFile(tmp_path / "w.pth", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("w/data/0", bytes(10**6))
+    with pytest.raises(ValueError, match=r"w.pth' has 1,000,000 bytes unpacked, more than the"):
+        load_weights(backbone(0), str(tmp_path / "w.pth"))
+
+
+@settings(max_examples=60, deadline=None)
+@given(place=st.integers(0, 200), junk=st.binary(min_size=1, max_size=12))
+def test_damaged_safetensors_never_give_more_than_an_error(place: int, junk: bytes) -> None:
+    content = bytearray(safetensors.torch.save({"a": torch.zeros(2, 3), "b": torch.ones(4)}))
+    content[place : place + len(junk)] = junk
+    uri = f"memory://damaged-{place}.safetensors"
+    write_atomic(uri, bytes(content))
+    try:
+        tensors = read_tensors(uri)
+    except ValueError:
+        return
+    assert sum(tensor.nbytes for tensor in tensors.values()) <= len(content)
+
+
+def test_header_of_gigabytes_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "w.safetensors").write_bytes((2**33).to_bytes(8, "little") + b"{}")
+    with pytest.raises(ValueError, match="is no safetensors file"):
+        load_weights(backbone(0), str(tmp_path / "w.safetensors"))
 
 
 @pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
