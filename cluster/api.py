@@ -27,10 +27,12 @@ from ..trainers.predict import Predictor
 from ..trainers.prepare import prepare
 from ..trainers.report import write_report
 from ..trainers.run_dir import RunDir
+from ..trainers.tracking import open_tracker
 from . import jobs
 from .evaluate import evaluate_run
 from .jobs import Job
 from .resources import check as check_resources
+from .watch import resume_command, watched
 
 OnEvent = Callable[[dict[str, Any]], None]
 
@@ -124,13 +126,17 @@ class Cluster:
         run = RunDir(absolute_uri(uri))
         spec = with_absolute_uris(spec)
         prepared = prepare(spec, run, resume=resume)
+        tracker = open_tracker(spec, run, num_nodes=len(prepared.split.rows))
         if spec.train.engine == "deepspeed":
             self.start()
             import ray
 
             have = ray.cluster_resources()
             check_resources(spec, cpus=have.get("CPU", 0.0), gpus=have.get("GPU", 0.0))
-        launch(spec, run, prepared, on_event=on_event or (lambda event: None))
+        if not run.exists("result.json"):
+            again = resume_command(config, set or {}, name=name, out=out)
+            with watched(spec, run, tracker, resume=again, on_event=on_event) as tell:
+                launch(spec, run, prepared, on_event=tell)
         finished = Run(run.uri)
         if report and run.local_path is not None:
             finished.report()

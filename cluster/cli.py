@@ -19,6 +19,7 @@ from . import job_commands
 from .evaluate import evaluate
 from .label_command import label
 from .output import RUN_FAILED, explain, print_facts, print_json, print_table
+from .status_command import status
 from .suggest_command import suggest
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
@@ -57,6 +58,7 @@ def build_app() -> typer.Typer:
     app.command()(predict)
     app.command()(evaluate)
     app.command()(report)
+    app.command()(status)
     app.command()(runs)
     app.command()(doctor)
     for command in (job_commands.submit, job_commands.jobs, job_commands.logs, job_commands.stop):

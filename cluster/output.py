@@ -76,6 +76,13 @@ def printable(text: str) -> str:
     return _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
 
 
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds: `6:10`, `1:06:10`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
 def explain(error: BaseException) -> int:
     """Write what went wrong to stderr and return the exit code.
 

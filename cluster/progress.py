@@ -27,6 +27,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from ..trainers.run_status import Pace
+from .output import duration
+
 Event = Mapping[str, Any]
 
 _ROWS = 10
@@ -72,7 +75,7 @@ class Progress:
         self._last_line_s = clock()
         self._now: dict[str, Any] = {}
         self._total: dict[str, int] = {}
-        self._first: tuple[float, int] | None = None
+        self._pace: Pace | None = None
         self._rows: deque[dict[str, Any]] = deque(maxlen=_ROWS)
         self._live: Live | None = None
 
@@ -106,10 +109,9 @@ class Progress:
     def seconds_left(self) -> float | None:
         """Time to the last step at the mean speed so far; None before two steps were seen."""
         step, last = self._now.get("step"), self._total.get("num_steps")
-        if self._first is None or step is None or last is None or step <= self._first[1]:
+        if self._pace is None or step is None or last is None:
             return None
-        since, at = self._first
-        return (self._clock() - since) * max(0, last - int(step)) / (int(step) - at)
+        return self._pace.seconds_left(self._clock(), int(step), last)
 
     def line(self, event: Event) -> str:
         """One record as one line: `epoch 4/40  step 260/3200  loss 0.4123  1,240 samples/s`."""
@@ -151,7 +153,7 @@ class Progress:
         kind = event.get("kind")
         if kind == "start":
             self._total = {k: int(event[k]) for k in ("epochs", "num_steps") if k in event}
-            self._now = {}
+            self._now, self._pace = {}, None
             return
         if kind not in _SHOWN:
             return
@@ -159,8 +161,8 @@ class Progress:
         self._now["baseline"] = bool(event.get("baseline"))
         if event.get("baseline"):
             return
-        if kind == "train" and self._first is None and "step" in event:
-            self._first = self._clock(), int(event["step"])
+        if kind == "train" and self._pace is None and "step" in event:
+            self._pace = Pace(self._clock(), int(event["step"]))
         row = self._row(event)
         if row is not None:
             row.update({k: v for k, v in event.items() if k in _COLUMNS})
@@ -227,9 +229,7 @@ def _shown(key: str, value: Any) -> str:
     if key in _SHARES:
         return f"{100 * float(value):.1f} %"
     if key == "seconds":
-        minutes, seconds = divmod(round(float(value)), 60)
-        hours, minutes = divmod(minutes, 60)
-        return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+        return duration(float(value))
     if key == "loss":
         return f"{float(value):.4f}"
     return f"{float(value):,.0f}"

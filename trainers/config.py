@@ -247,6 +247,27 @@ class OutputSpec(_Section):
     uri: str = "runs"
 
 
+class TrackingSpec(_Section):
+    """Mirrors of the run's numbers; see docs/observability.md. `mlflow_uri`: a server, a database
+    (`sqlite:///mlflow.db`), "env" for what MLFLOW_TRACKING_URI says where the run is started from
+    (an address with a password belongs there), "" for none."""
+
+    tensorboard: bool = False
+    mlflow_uri: str = ""
+    mlflow_experiment: str = Field("labelmesh", min_length=1)
+
+    @model_validator(mode="after")
+    def _is_address(self) -> TrackingSpec:
+        uri = self.mlflow_uri
+        if "://" not in uri and uri not in ("", "env", "databricks"):
+            raise ValueError(
+                f"tracking.mlflow_uri = {uri!r} is no address; use that of a server "
+                f"(https://host), a database (sqlite:///mlflow.db: MLflow has given up folders), "
+                f"or 'env'"
+            )
+        return self
+
+
 def check_run_name(name: str) -> str:
     """The name, which becomes a folder: one part of a path, and no pattern of other names.
 
@@ -273,6 +294,7 @@ class RunSpec(_Section):
     train: TrainSpec
     resources: ResourcesSpec = ResourcesSpec()
     output: OutputSpec = OutputSpec()
+    tracking: TrackingSpec = TrackingSpec()
 
     @property
     def num_workers(self) -> int:

@@ -117,10 +117,10 @@ def make_run_split(spec: RunSpec) -> Split:
 
 
 def _check_same_config(spec: RunSpec, run: RunDir) -> None:
-    """A resumed run must be the run that was started; where it is stored may differ."""
+    """A resumed run must be the run that was started; where it is stored and shown may differ."""
     with_name = load_config_text(run.read_text("config.toml"))
-    old = with_name.model_dump(exclude={"output"})
-    new = spec.model_dump(exclude={"output"})
+    old = with_name.model_dump(exclude={"output", "tracking"})
+    new = spec.model_dump(exclude={"output", "tracking"})
     different = sorted(_different_keys(old, new))
     if different:
         raise ConfigError(

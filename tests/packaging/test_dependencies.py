@@ -33,7 +33,7 @@ def requirements(extras: list[str]) -> list[Requirement]:
 
 def test_every_requirement_is_pinned_inside_its_range() -> None:
     known = pins()
-    for requirement in requirements(["cpu", "hf", "s3", "dev"]):
+    for requirement in requirements(["cpu", "hf", "s3", "mlflow", "dev"]):
         pinned = known[canonicalize_name(requirement.name)]
         assert requirement.specifier.contains(pinned), f"{requirement} is pinned to {pinned}"
 
@@ -52,7 +52,7 @@ def test_only_one_faiss_is_asked_for_by_each_extra() -> None:
 
 
 def test_extras_are_those_of_the_documentation() -> None:
-    assert sorted(PROJECT["optional-dependencies"]) == ["cpu", "dev", "gpu", "hf", "s3"]
+    assert sorted(PROJECT["optional-dependencies"]) == ["cpu", "dev", "gpu", "hf", "mlflow", "s3"]
     assert PROJECT["requires-python"] == ">=3.11"
 
 

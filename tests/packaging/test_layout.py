@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = ("cluster", "datasets", "graph_store", "trainers", "tune")
-DATA_ENDINGS = {".toml", ".html", ".yaml"}
+DATA_ENDINGS = {".toml", ".html", ".json", ".yaml"}
 
 
 def project() -> dict[str, Any]:
