@@ -35,6 +35,7 @@ STOP_WAIT_S = 300
 
 ENDED = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
 _POLL_S = 1.0
+_TRIES = 60
 _CONNECT_S = 10.0
 # They tell every upload and every closed connection.
 _TALKATIVE = (
@@ -97,7 +98,18 @@ class Job:
         return self.wait() if wait else self.status()
 
     def _details(self) -> Any:
-        return self._client.get_job_info(self.id)
+        """What the cluster knows of the job. Jobs go on for days: lost connections are waited out.
+
+        Raises:
+            ConfigError: Nobody answers any more.
+        """
+        for _ in range(_TRIES):
+            try:
+                return self._client.get_job_info(self.id)
+            except OSError as error:
+                lost = error
+                time.sleep(_POLL_S)
+        raise ConfigError(_nobody(self._client.get_address(), lost))
 
 
 def submit(

@@ -7,6 +7,7 @@
     {"kind": "train", "epoch": 3, "step": 260, "loss": 0.41, "samples_per_s": 1240.0}
     {"kind": "round", "round": 3, "epoch": 3, "searched": 1437, "coverage": 0.98}
     {"kind": "eval", "epoch": 4, "split": "val", "accuracy": 0.94}
+    {"kind": "waiting", "trainers": 2, "shards": 2}
 
 `step` and the `epoch` of an evaluation count what is done; the `epoch` of steps and rounds is the
 one they belong to, from 0. Records of the supervised baseline carry `"baseline": True`. Everything
@@ -99,7 +100,9 @@ class Progress:
     def update(self, event: Event) -> None:
         """Take in one record. Unknown kinds and keys are ignored: progress never stops a run."""
         self._remember(event)
-        if self._live is not None:
+        if self._live is not None and event.get("kind") == "waiting":
+            self._live.console.print(self.line(event), highlight=False, markup=False)
+        elif self._live is not None:
             self._live.update(self.render())
         elif self._is_due(event):
             self._last_line_s = self._clock()
@@ -122,6 +125,9 @@ class Progress:
                 f"{_shown('num_labeled', event.get('num_labeled'))} labeled, "
                 f"{event.get('epochs')} epochs, {_shown('num_steps', event.get('num_steps'))} steps"
             )
+        if kind == "waiting":
+            wanted = f"{event.get('trainers')} trainers and {event.get('shards')} shards"
+            return f"{self._title}: waiting until the cluster has room for {wanted}"
         parts = ["baseline"] if event.get("baseline") else []
         if kind == "round":
             parts.append(f"round {event.get('round')}")
@@ -185,7 +191,7 @@ class Progress:
     def _is_due(self, event: Event) -> bool:
         if event.get("kind") == "train":
             return self._clock() - self._last_line_s >= self._pause_s
-        return event.get("kind") in {"start", "round", "eval"}
+        return event.get("kind") in {"start", "round", "eval", "waiting"}
 
     def _position(self, event: Event) -> str:
         epochs, steps = self._total.get("epochs"), self._total.get("num_steps")

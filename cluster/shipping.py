@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..datasets.masking import refuse_secrets
 from ..trainers.config import ConfigError, RunSpec, load_config, parse_overrides, shipped_configs
 
 PACKAGE = Path(__file__).resolve().parent.parent
@@ -72,12 +73,21 @@ def plan_shipment(args: Sequence[str], *, is_here: bool) -> Shipment:
             nodes do not see.
     """
     params = _parse(args)
+    # Ray shows the command to everybody who may look at the cluster.
+    refuse_secrets(list(args), "the job's command")
     if args[0] == "train":
         return _ship_train(list(args), params, is_here)
-    files = {Path(a).name: Path(a).absolute() for a in args[1:] if Path(a).is_file()}
+    named = {a: Path(a).absolute() for a in args[1:] if Path(a).is_file()}
     if is_here:
-        return Shipment(tuple(str(Path(a).absolute()) if Path(a).is_file() else a for a in args))
-    return Shipment(tuple(Path(a).name if Path(a).is_file() else a for a in args), files)
+        return Shipment(tuple(str(named.get(a, a)) for a in args))
+    files: dict[str, Path] = {}
+    for path in named.values():
+        if files.setdefault(path.name, path) != path:
+            raise ConfigError(
+                f"{files[path.name]} and {path} have the same name, under which they would be sent "
+                "with the job; rename one"
+            )
+    return Shipment(tuple(named[a].name if a in named else a for a in args), files)
 
 
 def _parse(args: Sequence[str]) -> Mapping[str, object]:

@@ -160,6 +160,22 @@ def test_waiting_has_a_limit(client: FakeClient, monkeypatch: pytest.MonkeyPatch
         jobs.Job("raysubmit_1", client).wait(timeout_s=5.0)
 
 
+def test_a_lost_connection_is_waited_out_but_not_for_ever(client: FakeClient) -> None:
+    answers = client.get_job_info
+    lost = iter([True, True, False])
+
+    def unsteady(job_id: str) -> SimpleNamespace:
+        if next(lost, True):
+            raise ConnectionResetError("reset by peer")
+        return answers(job_id)
+
+    client.get_job_info = unsteady  # type: ignore[method-assign]
+    job = jobs.Job("raysubmit_1", client)
+    assert job.status() == "RUNNING"
+    with pytest.raises(ConfigError, match=r"no Ray dashboard answers at http://fake:8265 \(reset"):
+        job.status()
+
+
 def test_output_goes_on_after_a_lost_connection(client: FakeClient) -> None:
     client.connections = [["one\ntw", "cut off"], ["one\n", "two\nthree\n"], ["one\ntwo\nthree\n"]]
     ended = iter([False, False, True])

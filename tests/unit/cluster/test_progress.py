@@ -135,3 +135,11 @@ def test_unknown_events_are_ignored() -> None:
     progress.update({"kind": "weather", "sun": 1})
     progress.update({})
     assert out.getvalue() == ""
+
+
+def test_a_run_that_waits_for_room_says_so() -> None:
+    progress, out = piped()
+    progress.update({"kind": "waiting", "trainers": 2, "shards": 4})
+    assert out.getvalue() == (
+        "digits: waiting until the cluster has room for 2 trainers and 4 shards\n"
+    )

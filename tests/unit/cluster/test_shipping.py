@@ -72,6 +72,23 @@ def test_paths_of_this_machine_are_refused_where_the_cluster_is_another(
     assert "s3://" in str(refused.value)
 
 
+def test_files_that_other_commands_name_go_along(config: Path, tmp_path: Path) -> None:
+    args = ["report", "s3://b/runs/first"]
+    assert plan_shipment(args, is_here=False) == Shipment(tuple(args))
+    label = ["label", "mine.toml", "--out", "s3://b/labels.parquet"]
+    assert plan_shipment(label, is_here=False).files == {"mine.toml": config}
+    (tmp_path / "other").mkdir()
+    twin = tmp_path / "other" / "mine.toml"
+    twin.write_text("")
+    with pytest.raises(ConfigError, match="have the same name"):
+        plan_shipment([*label, "--labels", "other/mine.toml"], is_here=False)
+
+
+def test_secrets_in_a_command_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"command.* has credentials"):
+        plan_shipment(["train", "dag-digits", "--out", "s3://key:secret@b/runs"], is_here=False)
+
+
 def test_absolute_paths_are_taken_for_a_shared_file_system() -> None:
     args = ["train", "dag-digits", "--set", "data.uri=/mnt/digits", "--out", "/mnt/runs"]
     assert plan_shipment(args, is_here=False).args == (*args, "--out", "/mnt/runs")
