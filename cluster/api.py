@@ -22,13 +22,13 @@ from ..trainers.config import (
     load_config,
     with_absolute_uris,
 )
-from ..trainers.launch import launch
 from ..trainers.predict import Predictor
 from ..trainers.prepare import prepare
 from ..trainers.report import write_report
 from ..trainers.run_dir import RunDir
 from ..trainers.tracking import open_tracker
 from . import jobs
+from .driver import drive
 from .evaluate import evaluate_run
 from .jobs import Job
 from .resources import check as check_resources
@@ -117,6 +117,7 @@ class Cluster:
         Raises:
             ConfigError, ResourceError: Bad input; nothing was started or written.
             RunFailed: The run broke.
+            RunPaused: It was stopped (SIGTERM) and made a checkpoint; `resume` goes on.
         """
         spec = config if isinstance(config, RunSpec) else load_config(config, set)
         if name is not None:
@@ -136,7 +137,7 @@ class Cluster:
         if not run.exists("result.json"):
             again = resume_command(config, set or {}, name=name, out=out)
             with watched(spec, run, tracker, resume=again, on_event=on_event) as tell:
-                launch(spec, run, prepared, on_event=tell)
+                drive(spec, run, prepared, on_event=tell)
         finished = Run(run.uri)
         if report and run.local_path is not None:
             finished.report()

@@ -18,8 +18,8 @@ def plan_now(spec: RunSpec) -> Placement:
     Raises:
         ResourceError: The run would wait for ever.
     """
-    total, free = _nodes({}), _nodes(available_resources_per_node())
-    return plan_run(spec, total=total, free=free, maximum=_maximum())
+    total, free = living_nodes(), free_nodes()
+    return plan_run(spec, total=total, free=free, maximum=most_resources())
 
 
 def joined_nodes() -> list[dict[str, Any]]:
@@ -44,17 +44,32 @@ def joined_nodes() -> list[dict[str, Any]]:
     return sorted(nodes, key=lambda node: (not node["is_head"], node["id"]))
 
 
+def living_nodes() -> list[Node]:
+    """The nodes that live and stay, with all that Ray may lend on them."""
+    return _nodes({})
+
+
+def free_nodes() -> list[Node]:
+    """The nodes that live and stay, with what is free on them."""
+    return _nodes(available_resources_per_node())
+
+
+def leaving_nodes() -> frozenset[str]:
+    """Ids of the nodes that Ray was told to drain: spot machines that are taken back."""
+    return frozenset(state.get_draining_nodes())
+
+
 def _nodes(free: dict[str, dict[str, float]]) -> list[Node]:
-    """The nodes that live, with what is free of them where that is told."""
+    leaving = leaving_nodes()
     return [
         Node(node["NodeID"], has.get("CPU", 0.0), has.get("GPU", 0.0))
         for node in ray.nodes()
-        if node["Alive"]
+        if node["Alive"] and node["NodeID"] not in leaving
         for has in (free.get(node["NodeID"], node["Resources"]),)
     ]
 
 
-def _maximum() -> tuple[float, float] | None:
+def most_resources() -> tuple[float, float] | None:
     """CPUs and GPUs that an autoscaler may bring the cluster to; None where there is none."""
     most = state.get_max_resources_from_cluster_config()
     return None if not most else (float(most.get("CPU", 0)), float(most.get("GPU", 0)))

@@ -30,6 +30,7 @@ from .method import Method, find_method, method_names
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
+_Count = Annotated[int, Field(ge=1)]
 _BETAS = (0.9, 0.999)
 _LONGEST_NAME = 128
 _RUN_NAME = re.compile(rf"\w[\w .,+=@()\-]{{0,{_LONGEST_NAME - 1}}}")
@@ -143,7 +144,8 @@ class RefreshSpec(_Section):
 class TrainSpec(_Section):
     """The loop. `batch_size` is global; `micro_batches` cuts it into the units of batch norm,
     mixup and gradient accumulation, so the result is the same for every `num_workers` that
-    divides `micro_batches`."""
+    divides `micro_batches`. `num_workers = [2, 8]` is elastic: the run begins, and goes on after
+    losses, with the largest such number that there is room for."""
 
     engine: Literal["deepspeed", "local"] = "deepspeed"
     epochs: int = Field(ge=1)
@@ -174,7 +176,15 @@ class TrainSpec(_Section):
     )
     ema_decay: float = Field(0.99, ge=0, lt=1)
     grad_clip: float = Field(0.0, ge=0, description="largest gradient norm; 0 = no clipping")
-    num_workers: int = Field(1, ge=1)
+    num_workers: _Count | tuple[_Count, _Count] = Field(
+        1, description="a number, or [least, most]: then as many as the cluster has room for"
+    )
+    max_failures: int = Field(
+        3, ge=0, description="lost processes or machines in a row without a new checkpoint"
+    )
+    wait_for_room_s: float = Field(
+        600.0, ge=0, description="how long to wait for the least number of workers"
+    )
     threads_per_worker: int | None = Field(None, ge=1)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: bool = Field(False, description="torch.compile of the network in training steps")
@@ -186,6 +196,17 @@ class TrainSpec(_Section):
     keep_checkpoints: int = Field(2, ge=1)
     extract_batch_size: int = Field(128, ge=1)
     deepspeed: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def world_sizes(self) -> tuple[int, ...]:
+        """Numbers of workers that the run may have, largest first.
+
+        All divide `micro_batches`: each worker does the same share of every step, and the global
+        batch is what it was.
+        """
+        asked = self.num_workers
+        least, most = asked if isinstance(asked, tuple) else (asked, asked)
+        return tuple(n for n in range(most, least - 1, -1) if self.micro_batches % n == 0)
 
     @model_validator(mode="after")
     def _used(self) -> TrainSpec:
@@ -212,9 +233,17 @@ class TrainSpec(_Section):
 
     @model_validator(mode="after")
     def _divides(self) -> TrainSpec:
-        if self.micro_batches % self.num_workers:
+        if isinstance(self.num_workers, tuple) and self.num_workers[0] > self.num_workers[1]:
             raise ValueError(
-                f"train.num_workers = {self.num_workers} does not divide train.micro_batches = "
+                f"train.num_workers = {list(self.num_workers)}: the first is the least, the second "
+                f"the most; swap them"
+            )
+        if not self.world_sizes:
+            is_range = isinstance(self.num_workers, tuple)
+            asked = str(self.num_workers).replace("(", "[").replace(")", "]")
+            divides = "holds no divisor of" if is_range else "does not divide"
+            raise ValueError(
+                f"train.num_workers = {asked} {divides} train.micro_batches = "
                 f"{self.micro_batches}; set train.micro_batches to a multiple of it"
             )
         for name in ("batch_size", "labeled_per_batch"):
@@ -295,10 +324,6 @@ class RunSpec(_Section):
     resources: ResourcesSpec = ResourcesSpec()
     output: OutputSpec = OutputSpec()
     tracking: TrackingSpec = TrackingSpec()
-
-    @property
-    def num_workers(self) -> int:
-        return self.train.num_workers
 
     @model_validator(mode="after")
     def _can_be_written_down(self) -> RunSpec:

@@ -29,6 +29,7 @@ from .engine import Engine, uses_bf16, widened
 from .evaluate import Evaluator
 from .meter import Meter
 from .method import BASE_SCORE, Method, ModelOutput, Network, Phase
+from .outcome import Paused
 from .refresh import run_round
 from .rounds import RoundSchedule
 from .run_dir import RunDir
@@ -38,6 +39,12 @@ from .statistics import StepStatistics, average_over_ranks
 
 Emit = Callable[[dict[str, Any]], None]
 LOG_EVERY_STEPS = 20
+# Steps between two looks at whether the run should pause; the ranks agree on it.
+PAUSE_EVERY_STEPS = 10
+
+
+def _never() -> bool:
+    return False
 
 
 @dataclass
@@ -46,7 +53,7 @@ class Training:
 
     `epoch` and `step` count what is done, `phase` and `phase_step` what is done of the epoch that
     is going on, `seconds_train` the time in phases since the last round; `file_prefix` keeps the
-    baseline's records apart.
+    baseline's records apart. `should_pause` is asked on rank 0.
     """
 
     spec: RunSpec
@@ -66,6 +73,7 @@ class Training:
     phase_step: int = 0
     seconds_train: float = 0.0
     file_prefix: str = ""
+    should_pause: Callable[[], bool] = _never
 
     @property
     def rounds(self) -> RoundSchedule:
@@ -139,6 +147,9 @@ def train_epoch(training: Training) -> None:
     """One epoch of all phases, with the round before it and the checkpoint after it.
 
     A run that goes on within an epoch goes on with the phase and the step that are next.
+
+    Raises:
+        Paused: Somebody asked for a pause; the checkpoint is there.
     """
     spec, epoch = training.spec, training.epoch
     uses_graph = training.method.uses_graph
@@ -163,18 +174,39 @@ def train_epoch(training: Training) -> None:
     last = training.epoch == spec.train.epochs
     if training.epoch % spec.train.eval_every_epochs == 0 or last:
         evaluate_validation(training)
-    if training.epoch % spec.train.checkpoint_every_epochs == 0 or last:
+    pausing = not last and pause_is_asked(training)
+    if training.epoch % spec.train.checkpoint_every_epochs == 0 or last or pausing:
         save_checkpoint(training)
+    if pausing:
+        raise Paused(training.position.name)
 
 
 def checkpoint_within(training: Training, step: int) -> None:
-    """A checkpoint after step `step` of the phase that is going on, where one is due."""
+    """A checkpoint after step `step` of the phase that is going on, where one is due.
+
+    Raises:
+        Paused: Somebody asked for a pause; the checkpoint is there.
+    """
     every = training.spec.train.checkpoint_every_steps
-    if every is None or training.step % every:
+    is_due = every is not None and training.step % every == 0
+    may_pause = (step + 1) % PAUSE_EVERY_STEPS == 0
+    if not (is_due or may_pause):
         return
-    training.phase_step = step + 1
+    # Where a pause is possible the averages are taken whether or not there is one: a run that
+    # pauses goes on with the bits of one that does not.
     average_statistics(training)
-    save_checkpoint(training)
+    pausing = may_pause and pause_is_asked(training)
+    if is_due or pausing:
+        training.phase_step = step + 1
+        save_checkpoint(training)
+    if pausing:
+        raise Paused(training.position.name)
+
+
+def pause_is_asked(training: Training) -> bool:
+    """Whether rank 0 was asked for a pause, the same on every rank; collective."""
+    asked = training.is_first and training.should_pause()
+    return bool(training.engine.comm.all_sum(torch.tensor(int(asked))))
 
 
 def plan_phase(training: Training, phase: Phase, *, num_steps: int | None) -> Plan:

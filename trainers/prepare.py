@@ -116,11 +116,21 @@ def make_run_split(spec: RunSpec) -> Split:
     return split if spec.train.score_test else replace(split, test_rows=split.test_rows[:0])
 
 
+# What may differ when a run is resumed: nothing of this changes its result.
+_FREE: dict[str, Any] = {
+    "output": True,
+    "resources": True,
+    "tracking": True,
+    "graph": {"num_shards"},
+    "train": {"num_workers", "max_failures", "wait_for_room_s", "keep_checkpoints"},
+}
+
+
 def _check_same_config(spec: RunSpec, run: RunDir) -> None:
-    """A resumed run must be the run that was started; where it is stored and shown may differ."""
+    """A resumed run must be the run that was started; where and on how much it runs may differ."""
     with_name = load_config_text(run.read_text("config.toml"))
-    old = with_name.model_dump(exclude={"output", "tracking"})
-    new = spec.model_dump(exclude={"output", "tracking"})
+    old = with_name.model_dump(exclude=_FREE)
+    new = spec.model_dump(exclude=_FREE)
     different = sorted(_different_keys(old, new))
     if different:
         raise ConfigError(

@@ -52,8 +52,18 @@ class Job:
     resume_from: str | None
 
 
-def run_job(job: Job, make_engine: MakeEngine, device: torch.device, emit: Emit) -> None:
-    """Train the baseline and the method, then deliver; every rank runs it."""
+def run_job(
+    job: Job,
+    make_engine: MakeEngine,
+    device: torch.device,
+    emit: Emit,
+    should_pause: Callable[[], bool],
+) -> None:
+    """Train the baseline and the method, then deliver; every rank runs it.
+
+    Raises:
+        Paused: `should_pause` said so on rank 0, and a checkpoint was made.
+    """
     spec = job.spec
     if spec.train.threads_per_worker:
         torch.set_num_threads(spec.train.threads_per_worker)
@@ -64,6 +74,7 @@ def run_job(job: Job, make_engine: MakeEngine, device: torch.device, emit: Emit)
     _run_baseline(job, make_engine, device, emit, info, split)
     parts = build_parts(spec, spec.method, info.shape, info.num_classes)
     training = _training(job, spec.method, parts, make_engine, device, emit, info, split)
+    training.should_pause = should_pause
     if training.is_first:
         emit(
             {

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from labelmesh.cluster.api import Run
+from labelmesh.cluster.driver import drive
 from labelmesh.datasets.importing import import_dataset
 from labelmesh.datasets.manifest import splits_of
 from labelmesh.datasets.reader import Reader
@@ -18,7 +19,6 @@ from labelmesh.datasets.splits import Split
 from labelmesh.datasets.truth import load_truth
 from labelmesh.trainers.backbones.pretrained import Encoder
 from labelmesh.trainers.config import load_config, with_absolute_uris
-from labelmesh.trainers.launch import launch
 from labelmesh.trainers.prepare import prepare
 from labelmesh.trainers.run_dir import RunDir
 from safetensors.torch import load_file
@@ -86,7 +86,7 @@ def train(config: str, digits: str, out: Path, name: str, **changes: Any) -> Run
     overrides = {**FAST, "data.uri": digits} | {k.replace("__", "."): v for k, v in changes.items()}
     spec = with_absolute_uris(load_config(config, overrides))
     run = RunDir(str(out / name))
-    launch(spec, run, prepare(spec, run, resume=False), on_event=lambda event: None)
+    drive(spec, run, prepare(spec, run, resume=False), on_event=lambda event: None)
     return Run(run.uri)
 
 

@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from labelmesh.cluster import driver
 from labelmesh.cluster.api import Run
 from labelmesh.datasets.importing import import_dataset
-from labelmesh.trainers import launch as launching
 from labelmesh.trainers.config import ConfigError
 from labelmesh.trainers.run_dir import RunDir
 from safetensors.torch import load_file
@@ -251,7 +251,7 @@ def test_interrupted_run_continues_bit_for_bit(
 def test_finished_run_is_not_trained_again(
     finished: Run, digits: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launching, "run_job", None)
+    monkeypatch.setattr(driver, "open_session", None)
     again = train(digits, finished.path.parent, resume=True)
     assert again.metrics == finished.metrics
 

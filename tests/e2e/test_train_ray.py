@@ -12,7 +12,7 @@ import torch
 from labelmesh.cluster.api import Run
 from labelmesh.cluster.resources import ResourceError
 from labelmesh.datasets.importing import import_dataset
-from labelmesh.trainers.launch import RunFailed
+from labelmesh.trainers.outcome import RunFailed
 from safetensors.torch import load_file
 
 pytestmark = pytest.mark.ray
@@ -68,7 +68,8 @@ def test_driver_sees_rounds_steps_and_the_end(
 ) -> None:
     run, events = two_by_two
     kinds = [e["kind"] for e in events]
-    assert kinds[0] == "start"
+    assert kinds[0] == "attempt"
+    assert kinds.count("start") == kinds.count("workers") == 1
     assert [e["round"] for e in events if e["kind"] == "round"] == [0, 1, 2, 3]
     assert events[-1]["accuracy"] == run.metrics["test/accuracy"]
     assert (run.path / "report.html").is_file()

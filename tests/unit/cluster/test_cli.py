@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from labelmesh.cluster import api, cli
 from labelmesh.trainers.config import shipped_configs
-from labelmesh.trainers.launch import RunFailed
+from labelmesh.trainers.outcome import RunFailed
 
 
 def call(*arguments: str) -> int:
