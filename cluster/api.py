@@ -31,7 +31,6 @@ from . import jobs
 from .driver import drive
 from .evaluate import evaluate_run
 from .jobs import Job
-from .resources import check as check_resources
 from .watch import resume_command, watched
 
 OnEvent = Callable[[dict[str, Any]], None]
@@ -130,10 +129,9 @@ class Cluster:
         tracker = open_tracker(spec, run, num_nodes=len(prepared.split.rows))
         if spec.train.engine == "deepspeed":
             self.start()
-            import ray
+            from .nodes import plan_now
 
-            have = ray.cluster_resources()
-            check_resources(spec, cpus=have.get("CPU", 0.0), gpus=have.get("GPU", 0.0))
+            plan_now(spec)  # refused before anything is written
         if not run.exists("result.json"):
             again = resume_command(config, set or {}, name=name, out=out)
             with watched(spec, run, tracker, resume=again, on_event=on_event) as tell:

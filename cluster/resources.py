@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..trainers.config import RunSpec
@@ -24,8 +23,8 @@ class ResourceError(ValueError):
 
 def num_trainers(spec: RunSpec) -> tuple[int, int]:
     """The least and the most trainers of a run; the same number twice where it is fixed."""
-    wanted: int | Sequence[int] = spec.train.num_workers
-    return (wanted, wanted) if isinstance(wanted, int) else (wanted[0], wanted[-1])
+    sizes = spec.train.world_sizes
+    return sizes[-1], sizes[0]
 
 
 def needs(spec: RunSpec) -> tuple[Need, ...]:
