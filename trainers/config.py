@@ -121,7 +121,12 @@ class GraphSpec(_Section):
     """The graph. `update = "exact"` follows the features and searches only what their motion could
     have changed (`tolerance` > 0: neighbours may be that share farther than the true ones);
     "refine" improves the old graph until its measured recall reaches `recall_target`. `slack` is
-    the size of the lists behind "exact", chosen from the drift that is seen where it is 0."""
+    the size of the lists behind "exact", chosen from the drift that is seen where it is 0.
+
+    `log_uri`: where shards log what they are told, so that a killed one comes back as it was: a
+    folder that all machines of the cluster see. "auto" is one in the run's own folder where that
+    lies on a file system; "" is none: then a killed shard costs the steps since the last
+    checkpoint."""
 
     k: int = Field(15, ge=1)
     metric: Literal["cosine", "euclidean"] = "cosine"
@@ -133,6 +138,7 @@ class GraphSpec(_Section):
     recall_target: float = Field(0.99, gt=0, lt=1)
     tolerance: float = Field(0.0, ge=0)
     slack: int = Field(0, ge=0)
+    log_uri: str = "auto"
 
 
 class RefreshSpec(_Section):
@@ -429,6 +435,9 @@ def with_absolute_uris(spec: RunSpec) -> RunSpec:
         model["weights"] = absolute_uri(spec.model.weights)
     if spec.model.cache_dir is not None:
         model["cache_dir"] = absolute_uri(spec.model.cache_dir)
+    graph: dict[str, str] = {}
+    if spec.graph.log_uri not in ("", "auto"):
+        graph["log_uri"] = absolute_uri(spec.graph.log_uri)
     kind, colon, folder = spec.model.backbone.partition("hf:")
     if not kind and colon and Path(folder).expanduser().is_dir():
         model["backbone"] = colon + absolute_uri(folder)
@@ -436,6 +445,7 @@ def with_absolute_uris(spec: RunSpec) -> RunSpec:
         update={
             "data": spec.data.model_copy(update=data),
             "model": spec.model.model_copy(update=model),
+            "graph": spec.graph.model_copy(update=graph),
             "output": OutputSpec(uri=absolute_uri(spec.output.uri)),
         }
     )

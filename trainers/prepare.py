@@ -121,7 +121,7 @@ _FREE: dict[str, Any] = {
     "output": True,
     "resources": True,
     "tracking": True,
-    "graph": {"num_shards"},
+    "graph": {"num_shards", "log_uri"},
     "train": {"num_workers", "max_failures", "wait_for_room_s", "keep_checkpoints"},
 }
 

@@ -33,6 +33,8 @@ from .reservation import Reservation, reserve, room
 from .run_dir import RunDir
 from .worker import Job, run_job
 
+_LOG = "store_log"
+
 
 class RaySession:
     """See `launch.Session`. Ray must be running; the calling process owns the shards."""
@@ -70,6 +72,8 @@ class RaySession:
         except (RayError, StoreLostError, TimeoutError) as error:
             self._give_back()
             return classify(error)
+        if store is not None:
+            self._tell_shards(store)
         job = Job(self._spec, self._run, self._run.child(SPLIT_FILE), store, resume_from)
         board = open_board()
         watcher = Watcher(board, self._on_event, why_pause)
@@ -86,6 +90,8 @@ class RaySession:
             return PausedAt(watcher.checkpoint)
         if not self._run.exists("result.json"):
             return Broke("the workers ended without a result")
+        self._drop_store()
+        self._run.remove(_LOG)
         return Finished()
 
     def close(self) -> None:
@@ -96,12 +102,22 @@ class RaySession:
         """The store as checkpoint `resume_from` left it, an empty one without; None: no graph."""
         if not self._spec.method.uses_graph:
             return None
+        if self._store is not None and resume_from is not None:
+            try:
+                self._store.load(checkpoint.store_uri(self._run, resume_from))
+                return self._store
+            except (RayError, StoreLostError):
+                pass  # new shards read the same checkpoint
         self._drop_store()
         if resume_from is not None:
             self._store = self._restore(checkpoint.store_uri(self._run, resume_from))
         else:
             self._store = self._create()
         return self._store
+
+    def _tell_shards(self, store: RayStore) -> None:
+        shards = {s.rank: {"node": s.node_id, "pid": s.pid} for s in store.describe()}
+        self._on_event({"kind": "shards", "shards": shards})
 
     def _options(self) -> dict[str, Any]:
         """What create and restore share."""
@@ -113,10 +129,18 @@ class RaySession:
             "num_shards": spec.graph.num_shards,
             "device": spec.graph.device,
             "name": f"store-{digest}",
+            "log_uri": self._log_uri(),
             "cpus_per_shard": spec.resources.cpus_per_shard,
             "gpus_per_shard": spec.resources.gpus_per_shard,
             "scheduling_strategy": self._reservation.shard_strategy,
         }
+
+    def _log_uri(self) -> str | None:
+        asked = self._spec.graph.log_uri
+        if asked != "auto":
+            return asked or None
+        # An object store would take a request per put; a checkpoint is what is left without a log.
+        return self._run.child(_LOG) if self._run.local_path is not None else None
 
     def _create(self) -> RayStore:
         spec, labels = self._spec, self._prepared.split.labels

@@ -22,7 +22,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from ray.tune.search import Searcher as TuneSearcher
 
 from ..trainers.config import RunSpec
-from ..trainers.launch import root_cause
+from ..trainers.outcome import root_cause
 from ..trainers.run_dir import RunDir
 from .points import Point
 from .search import Searcher

@@ -16,7 +16,7 @@ from typing import Any
 
 from ..cluster.api import connect
 from ..trainers.config import RunSpec
-from ..trainers.launch import root_cause
+from ..trainers.outcome import root_cause
 from ..trainers.run_dir import RunDir
 from .metrics import METRICS, Metric
 from .points import Point, State, from_json, to_json

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from labelmesh.trainers.config import RunSpec
-from labelmesh.trainers.launch import RunFailed
+from labelmesh.trainers.outcome import RunFailed
 from labelmesh.trainers.run_dir import RunDir
 from labelmesh.tune import trial
 from labelmesh.tune.metrics import METRICS
