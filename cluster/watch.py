@@ -50,7 +50,7 @@ def watched(
         name=spec.name,
         method=method,
         started_at=time.time(),
-        num_workers=spec.num_workers,
+        num_workers=spec.train.world_sizes[0],
         num_shards=spec.graph.num_shards if on_ray and spec.method.uses_graph else None,
         resume=resume,
     )
