@@ -297,9 +297,15 @@ def _figure(
 
 def _settle(figure: Figure) -> None:
     """Lay the figure out once: the engine would do it again for every file."""
-    if figure.get_layout_engine() is not None:
-        figure.draw_without_rendering()
-        figure.set_layout_engine("none")
+    if figure.get_layout_engine() is None:
+        return
+    figure.draw_without_rendering()
+    # None alone takes the engine away ("none" leaves a placeholder, for which every file is drawn
+    # twice), and only where no other is the default.
+    with matplotlib.rc_context(
+        {"figure.constrained_layout.use": False, "figure.autolayout": False}
+    ):
+        figure.set_layout_engine(None)
 
 
 def _dot(points: Sequence[Any]) -> str:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Float64, Int64
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from ..kernels.fixed_point import make_grid
@@ -148,6 +147,9 @@ def match_clusters(
             f"{int(counts[-1])} nodes have a cluster outside -1..{k - 1}; give labels of two "
             f"clusterings into num_clusters = {k}"
         )
+    # Here, because it is half of what a shard would import, and only this needs it.
+    from scipy.optimize import linear_sum_assignment
+
     table = counts[:-1].reshape(k, k) * (k + 1) + torch.eye(k, dtype=torch.int64).to(labels.device)
     names = torch.from_numpy(linear_sum_assignment(table.cpu().numpy(), maximize=True)[1])
     renamed = names.to(labels.device)[labels.clamp(min=0)]
