@@ -193,6 +193,10 @@ def _run_rank(rank: int, world_size: int, folder: Path) -> None:
     meeting = f"file://{folder}/meeting-{world_size}"
     dist.init_process_group("gloo", meeting, rank=rank, world_size=world_size)
     (two_ranks if world_size == 2 else four_ranks)(folder)
+    from deepspeed.comm import comm
+
+    assert "mlflow" not in sys.modules
+    assert comm.cdb.shm_comm_op is None  # nothing was compiled
     dist.barrier()
     dist.destroy_process_group()
 
