@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from ray.tune.search import Searcher as TuneSearcher
 
@@ -39,6 +39,7 @@ _SETTINGS = {
     # Ctrl-C ends the sweep instead of leaving a half that looks whole
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
 }
+_RECORDS = "ray_tune"
 # A process that died is begun again, from its run's checkpoint, so often.
 _RESTARTS = 2
 
@@ -75,8 +76,7 @@ def run_trials(trials: Trials, searcher: Searcher, on_event: OnEvent) -> None:
     """Run points until the searcher has no more; each leaves its `point.json`."""
     folder = RunDir(trials.uri)
     local = folder.local_path
-    if local is not None:
-        shutil.rmtree(local / "ray_tune", ignore_errors=True)
+    folder.remove(_RECORDS)
     train = tune.with_parameters(_trial, spec=trials.spec, base=trials.base, uri=trials.uri)
     tuner = tune.Tuner(
         tune.with_resources(train, dict(trials.resources)),
@@ -91,7 +91,7 @@ def run_trials(trials: Trials, searcher: Searcher, on_event: OnEvent) -> None:
             trial_dirname_creator=lambda trial: f"point-{trial.config['index']:04d}",
         ),
         run_config=tune.RunConfig(
-            name="ray_tune",
+            name=_RECORDS,
             storage_path=str(local.resolve()) if local is not None else trials.uri,
             callbacks=[_Watcher(trials, searcher, on_event)],
             failure_config=tune.FailureConfig(max_failures=_RESTARTS),
@@ -101,6 +101,7 @@ def run_trials(trials: Trials, searcher: Searcher, on_event: OnEvent) -> None:
     )
     with _settings():
         tuner.fit()
+    folder.remove(_RECORDS)
 
 
 def _trial(config: dict[str, Any], spec: SweepSpec, base: RunSpec, uri: str) -> None:
@@ -119,6 +120,10 @@ class _Asked(TuneSearcher):  # type: ignore[misc]
     def __init__(self, searcher: Searcher) -> None:
         super().__init__()
         self._searcher = searcher
+
+    def __reduce__(self) -> Any:
+        # Tune pickles whatever it is given; a study and a terminal have no place in that.
+        return TuneSearcher, ()
 
     def set_search_properties(self, *args: Any, **kwargs: Any) -> bool:
         return True
@@ -141,14 +146,21 @@ class _Asked(TuneSearcher):  # type: ignore[misc]
         """Nothing, see `save`."""
 
 
-class _Watcher(tune.Callback):  # type: ignore[misc]
-    """Writes what became of points that could not write it themselves, and passes on progress."""
+class _Watcher(TrialProgressCallback):  # type: ignore[misc]
+    """Writes what became of points that could not write it themselves, and passes on progress.
+
+    It stands in the place of Tune's own progress, which would be printed among the results.
+    """
 
     def __init__(self, trials: Trials, searcher: Searcher, on_event: OnEvent) -> None:
+        super().__init__()
         self._trials = trials
         self._searcher = searcher
         self._on_event = on_event
         self._rounds: dict[int, tuple[int, float]] = {}
+
+    def __reduce__(self) -> Any:
+        return TrialProgressCallback, ()
 
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         index, params = _point_of(trial)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from ..trainers.config import ConfigError, RunSpec, absolute_uri, with_overrides
+from ..trainers.launch import RunFailed
 from ..trainers.prepare import load_config_text, prepare
 from ..trainers.run_dir import RunDir
 from .concurrency import driver_needs, most_at_once
@@ -84,6 +85,7 @@ def run_sweep(
 
     Raises:
         ConfigError, ResourceError: Bad input; nothing was started or written.
+        RunFailed: No point was finished; the sweep's directory says why of each.
     """
     spec = sweep if isinstance(sweep, SweepSpec) else load_sweep(sweep, set)
     if name is not None:
@@ -95,7 +97,11 @@ def run_sweep(
     tell = on_event or (lambda event: None)
     cluster.start()
     _run_points(spec, base, folder, done, begun, tell)
-    return conclude(spec, base, folder)
+    found = conclude(spec, base, folder)
+    if not any(point.state == "finished" for point in found.result.points):
+        why = next((p.error for p in found.result.points if p.error), "all were stopped early")
+        raise RunFailed(f"no point of the sweep {spec.name!r} was finished: {why}")
+    return found
 
 
 def check_before_start(
