@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from ..datasets.masking import refuse_secrets
 from ..trainers.config import ConfigError, RunSpec, absolute_uri, with_overrides
 from ..trainers.launch import RunFailed
 from ..trainers.prepare import load_config_text, prepare
@@ -91,6 +92,7 @@ def run_sweep(
     if name is not None:
         spec = parse_sweep({**tomllib.loads(spec.to_toml()), "name": name})
     base = base_run(spec)
+    refuse_secrets(out, "--out")
     uri = f"{absolute_uri(out or base.output.uri).rstrip('/')}/{spec.name}"
     folder = RunDir(uri)
     done, begun = check_before_start(spec, base, folder, resume=resume)
