@@ -22,12 +22,11 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from ray.tune.search import Searcher as TuneSearcher
 
 from ..trainers.config import RunSpec
-from ..trainers.outcome import root_cause
 from ..trainers.run_dir import RunDir
 from .points import Point
 from .search import Searcher
 from .sweep_spec import SweepSpec
-from .trial import Task, point_uri, read_point, run_point, write_point
+from .trial import Task, point_uri, read_point, run_point, sentence, write_point
 
 OnEvent = Callable[[dict[str, Any]], None]
 _SETTINGS = {
@@ -193,7 +192,7 @@ class _Watcher(TrialProgressCallback):  # type: ignore[misc]
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         index, params = _point_of(trial)
         error = trial.get_error()
-        why = "its process died" if error is None else root_cause(error)
+        why = "its process died" if error is None else sentence(error)
         round = self._rounds.get(index, (0, 0.0))[0]
         point = Point(params, (), _seconds(trial), "failed", why, round)
         self._end(index, write_point(point_uri(self._trials.uri, index), point))

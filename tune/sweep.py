@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from ..datasets.masking import refuse_secrets
 from ..trainers.config import ConfigError, RunSpec, absolute_uri, with_overrides
-from ..trainers.launch import RunFailed
+from ..trainers.outcome import RunFailed
 from ..trainers.prepare import load_config_text, prepare
 from ..trainers.run_dir import RunDir
 from .concurrency import driver_needs, most_at_once

@@ -37,6 +37,7 @@ from pydantic import (
     model_validator,
 )
 
+from ..datasets.masking import refuse_secrets
 from ..trainers.config import (
     ConfigError,
     RunSpec,
@@ -226,6 +227,10 @@ def parse_sweep(raw: Mapping[str, Any], *, source: str = "sweep") -> SweepSpec:
     Raises:
         ConfigError: One sentence naming the first wrong key, its value and the remedy.
     """
+    try:
+        refuse_secrets(dict(raw), "")  # first, as other errors show values
+    except ValueError as error:
+        raise ConfigError(f"{source}: {error}") from None
     known = {"set", *(name for name in SweepSpec.model_fields if name != "overrides")}
     sections: dict[str, type[BaseModel]] = {"search": SearchSpec, "scheduler": SchedulerSpec}
     dotted = known | {f"{s}.{name}" for s, m in sections.items() for name in m.model_fields}

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..cluster.api import connect
+from ..datasets.masking import masked_text
 from ..trainers.config import RunSpec
 from ..trainers.outcome import root_cause
 from ..trainers.run_dir import RunDir
@@ -79,7 +80,7 @@ def run_point(task: Task, report: Report) -> Point:
         try:
             done = run_seed(task, seed, report if seed == 0 else None)
         except Exception as problem:  # whatever it is, the sweep goes on with its other points
-            state, error = "failed", _sentence(problem)
+            state, error = "failed", sentence(problem)
             seconds += time.perf_counter() - start
             break
         scores.append(done["score"])
@@ -143,7 +144,8 @@ class Listener:
             self._report(*seen)
 
 
-def _sentence(error: BaseException) -> str:
+def sentence(error: BaseException) -> str:
+    """What broke a run, without tracebacks and credentials."""
     if isinstance(error, ValueError):
-        return " ".join(str(error).split())
-    return root_cause(error)
+        return masked_text(" ".join(str(error).split()))
+    return masked_text(root_cause(error))

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from labelmesh.cluster import api, cli
-from labelmesh.trainers.launch import RunFailed
+from labelmesh.trainers.outcome import RunFailed
 from labelmesh.tune.points import Point, SweepResult
 from labelmesh.tune.sweep import Sweep
 from labelmesh.tune.sweep_spec import shipped_sweeps
