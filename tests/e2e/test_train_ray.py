@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ import torch
 from labelmesh.cluster.api import Run
 from labelmesh.cluster.resources import ResourceError
 from labelmesh.datasets.importing import import_dataset
-from labelmesh.trainers.outcome import RunFailed
+from labelmesh.trainers.outcome import RunFailed, RunPaused
 from safetensors.torch import load_file
 
 pytestmark = pytest.mark.ray
@@ -39,13 +42,23 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> str:
     return uri
 
 
-def train(digits: str, out: Path, name: str, *, resume: bool = False, **changes: Any) -> Run:
+def train(
+    digits: str,
+    out: Path,
+    name: str,
+    *,
+    resume: bool = False,
+    on_event: Callable[[dict[str, Any]], None] | None = None,
+    **changes: Any,
+) -> Run:
     overrides = {
         **FAST,
         "data.uri": digits,
         **{k.replace("__", "."): v for k, v in changes.items()},
     }
-    return lm.connect().train("dag-digits", set=overrides, name=name, out=str(out), resume=resume)
+    return lm.connect().train(
+        "dag-digits", set=overrides, name=name, out=str(out), resume=resume, on_event=on_event
+    )
 
 
 @pytest.fixture(scope="module")
@@ -132,3 +145,81 @@ def test_failure_in_a_worker_is_one_sentence(digits: str, tmp_path: Path, ray_lo
         shard.write_bytes(bytes(shard.stat().st_size))
     with pytest.raises(RunFailed, match="16 of 200 samples cannot be read"):
         train(str(broken), tmp_path, "broken", train__num_workers=2)
+
+
+class Killer:
+    """Ends processes of a run with SIGKILL, at moments that the run's own records tell of."""
+
+    def __init__(self) -> None:
+        self.trainers: dict[int, int] = {}
+        self.shards: dict[int, int] = {}
+        self.kinds: list[str] = []
+        self.done: set[str] = set()
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        kind = event["kind"]
+        self.kinds.append(kind)
+        if kind == "workers":
+            self.trainers = event["pids"]
+        if kind == "shards":
+            self.shards = {rank: shard["pid"] for rank, shard in event["shards"].items()}
+        stage = (event.get("stage"), event.get("round"))
+        if stage == ("extract", 0):  # nothing is committed yet
+            self.kill("shard in the first round", self.shards.get(1))
+        if kind == "train" and event["epoch"] == 1 and not event.get("baseline"):
+            self.kill("trainer after a checkpoint", self.trainers.get(1))
+        if stage == ("search", 2) and "trainer after a checkpoint" in self.done:
+            self.kill("shard in an update", self.shards.get(0))
+
+    def kill(self, what: str, pid: int | None) -> None:
+        if what not in self.done and pid is not None:
+            self.done.add(what)
+            os.kill(pid, signal.SIGKILL)
+
+
+def test_killed_trainers_and_shards_change_nothing(
+    two_by_two: tuple[Run, list[dict[str, Any]]], digits: str, tmp_path: Path
+) -> None:
+    whole, killer = two_by_two[0], Killer()
+    hurt = train(
+        digits,
+        tmp_path,
+        "hurt",
+        on_event=killer,
+        graph__num_shards=2,
+        train__num_workers=2,
+        train__checkpoint_every_steps=5,
+    )
+    assert killer.done == {
+        "shard in the first round",
+        "trainer after a checkpoint",
+        "shard in an update",
+    }
+    # Killed shards come back by themselves; a killed trainer costs an attempt.
+    assert killer.kinds.count("lost") == 1
+    assert killer.kinds.count("attempt") == 2
+    a, b = (load_file(r.path / "model.safetensors") for r in (whole, hurt))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert whole.labels().equals(hurt.labels())
+    rounds = [r.dir.read_lines("rounds.jsonl") for r in (whole, hurt)]
+    assert [r["round"] for r in rounds[1]] == [0, 1, 2, 3]
+    assert [r["coverage"] for r in rounds[0]] == [r["coverage"] for r in rounds[1]]
+    assert not (hurt.path / "store_log").exists()
+
+
+def test_a_paused_run_goes_on_with_other_workers_and_shards(
+    two_by_two: tuple[Run, list[dict[str, Any]]], digits: str, tmp_path: Path
+) -> None:
+    def stop(event: dict[str, Any]) -> None:
+        if event["kind"] == "shards":  # heard at the end of the first epoch
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(RunPaused, match=r"SIGTERM.*epoch-0001; .*--resume"):
+        train(digits, tmp_path, "elastic", on_event=stop, train__num_workers=[1, 2])
+    resumed = train(
+        digits, tmp_path, "elastic", resume=True, train__num_workers=1, graph__num_shards=3
+    )
+    a, b = (load_file(r.path / "model.safetensors") for r in (two_by_two[0], resumed))
+    for name, expected in a.items():
+        torch.testing.assert_close(b[name], expected, rtol=1e-3, atol=1e-5)
+    assert two_by_two[0].labels()["label"].equals(resumed.labels()["label"])
