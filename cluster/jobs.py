@@ -25,6 +25,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from .. import __version__
+from ..datasets.masking import refuse_secrets
 from ..trainers.config import ConfigError
 from .job_logs import follow_logs
 from .shipping import plan_shipment, ship_files, ship_package
@@ -135,6 +136,7 @@ def submit(
     Raises:
         ConfigError: No cluster there, a wrong token, another Ray; or a command that cannot work.
     """
+    refuse_secrets(list(args), "the job's command")
     client = connect_jobs(address)
     is_here = _is_this_machine(client)
     shipment = plan_shipment(args, is_here=is_here)

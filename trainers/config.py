@@ -393,16 +393,7 @@ def load_config(config: str | Path, overrides: Mapping[str, Any] | None = None) 
             f"no configuration {str(config)!r}: neither a file nor one of "
             f"{', '.join(shipped_configs())}{hint}"
         )
-    if path.stat().st_size > _MAX_CONFIG_BYTES:
-        raise ConfigError(
-            f"{path}: has {path.stat().st_size} bytes, a configuration at most {_MAX_CONFIG_BYTES}"
-        )
-    try:
-        raw = tomllib.loads(path.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}") from None
-    except RecursionError:
-        raise ConfigError(f"{path}: not valid TOML: lists are nested too deep") from None
+    raw = read_toml(path)
     for key, value in (overrides or {}).items():
         _assign(raw, key, value)
     return parse_spec(raw, source=str(config))
@@ -418,6 +409,24 @@ def with_overrides(spec: RunSpec, overrides: Mapping[str, Any]) -> RunSpec:
     for key, value in overrides.items():
         _assign(raw, key, value)
     return parse_spec(raw, source=spec.name)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """What a file of a person's says.
+
+    Raises:
+        ConfigError: Not TOML, or far larger than anybody writes.
+    """
+    if path.stat().st_size > _MAX_CONFIG_BYTES:
+        raise ConfigError(
+            f"{path}: has {path.stat().st_size} bytes, a configuration at most {_MAX_CONFIG_BYTES}"
+        )
+    try:
+        return tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: not valid TOML: lists are nested too deep") from None
 
 
 def absolute_uri(uri: str) -> str:

@@ -20,14 +20,13 @@ k = { int = [5, 50], log = true }
 from __future__ import annotations
 
 import difflib
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ..trainers.config import ConfigError
+from ..trainers.config import ConfigError, read_toml
 from .graph_params import KEYS, check_values, largest_k
 from .graph_points import GraphMetric
 from .space import SearchSpace, check_keys, parse_space
@@ -112,10 +111,7 @@ def load_graph_sweep(sweep: str | Path, overrides: Mapping[str, Any] | None = No
         raise ConfigError(
             f"no sweep {str(sweep)!r}: neither a file nor one of {', '.join(shipped)}{hint}"
         )
-    try:
-        raw = tomllib.loads(path.read_text())
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+    raw = read_toml(path)
     for key, value in (overrides or {}).items():
         _assign(raw, key, value)
     return parse_graph_sweep(raw, name=path.stem, source=str(sweep))

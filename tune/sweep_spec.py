@@ -21,7 +21,6 @@ it alone (`train.score_test = false`).
 from __future__ import annotations
 
 import difflib
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -43,6 +42,7 @@ from ..trainers.config import (
     RunSpec,
     check_run_name,
     load_config,
+    read_toml,
     shipped_configs,
     with_absolute_uris,
     with_overrides,
@@ -210,10 +210,7 @@ def load_sweep(sweep: str | Path, overrides: Mapping[str, Any] | None = None) ->
             f"no sweep {str(sweep)!r}: neither a file nor one of "
             f"{', '.join(shipped_sweeps())}{hint}"
         )
-    try:
-        raw = tomllib.loads(path.read_text())
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+    raw = read_toml(path)
     raw = {"name": path.stem, **raw}
     raw["config"] = _config_beside(path, raw.get("config"))
     for key, value in (overrides or {}).items():
@@ -242,6 +239,10 @@ def parse_sweep(raw: Mapping[str, Any], *, source: str = "sweep") -> SweepSpec:
                 near = difflib.get_close_matches(name, dotted, n=1, cutoff=0.5)
                 hint = f"; did you mean {near[0]!r}?" if near else ""
                 raise ConfigError(f"{source}: unknown key {name!r}{hint}")
+    try:
+        refuse_secrets(raw, "")
+    except ValueError as error:
+        raise ConfigError(f"{source}: {error}") from None
     try:
         return SweepSpec(**raw)
     except ValidationError as error:

@@ -6,6 +6,7 @@ What is allowed is listed with its reason; an entry that is no longer needed fai
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,7 @@ FORBIDDEN = {
     "compile",
     "__import__",
     "importlib.import_module",
+    "import_module",
     "os.system",
     "os.popen",
     "pickle.load",
@@ -45,15 +47,14 @@ FORBIDDEN_METHODS = {"extractall", "extract", "from_string"}
 # (module, call): why it is safe there.
 ALLOWED = {
     ("cluster.api", "ray.init"): "sets RAY_AUTH_MODE, refuses to start without tokens",
-    ("graph_store.ray_store", "ray.init"): "a store on arrays; Ray's own default is a token",
-    ("cluster.doctor", "importlib.import_module"): "names are constants",
+    ("graph_store.shard_options", "ray.init"): "a store on arrays; Ray's own default is a token",
     ("datasets.importing", "importlib.import_module"): "one of importer_names(), a listing",
     ("trainers.method", "importlib.import_module"): "one of method_names(), a listing",
     ("datasets.files", "fsspec.core.url_to_fs"): "refuses protocols that give orders",
-    (
-        "graph_store.snapshot",
-        "fsspec.core.url_to_fs",
-    ): "in a run's directory, opened before",
+    **{
+        (f"graph_store.{name}", "fsspec.core.url_to_fs"): "in a run's directory, opened before"
+        for name in ("journal_files", "recovery", "snapshot")
+    },
     ("graph_store.actors", "cloudpickle.loads"): "from the store's creator, over Ray, never a file",
 }
 # Calls that are safe with these arguments alone.
@@ -67,14 +68,16 @@ REQUIRED = {
 }
 
 
-def calls() -> Iterator[tuple[str, ast.Call, str]]:
+@functools.cache
+def calls() -> list[tuple[str, ast.Call, str]]:
     """Module, call and the name that is called, of the whole package."""
-    for part in PARTS:
-        for path in sorted((ROOT / part).rglob("*.py")):
-            module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-            for node in ast.walk(ast.parse(path.read_text())):
-                if isinstance(node, ast.Call):
-                    yield module, node, ast.unparse(node.func)
+    return [
+        (".".join(path.relative_to(ROOT).with_suffix("").parts), node, ast.unparse(node.func))
+        for part in PARTS
+        for path in sorted((ROOT / part).rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call)
+    ]
 
 
 def keywords(call: ast.Call) -> dict[str | None, object]:
@@ -90,6 +93,8 @@ def test_nothing_turns_data_into_code() -> None:
     for module, call, name in calls():
         is_method = isinstance(call.func, ast.Attribute) and call.func.attr in FORBIDDEN_METHODS
         if name not in FORBIDDEN and not is_method:
+            continue
+        if name.endswith("import_module") and isinstance(call.args[0], ast.Constant):
             continue
         used.add((module, name))
         if (module, name) not in ALLOWED:
@@ -145,7 +150,7 @@ def test_nothing_listens_on_all_addresses() -> None:
 def test_whoever_starts_ray_starts_it_with_tokens_and_no_open_dashboard() -> None:
     for path in sources():
         text = path.read_text()
-        for call in ast.walk(ast.parse(text)):
+        for call in ast.walk(ast.parse(text)) if "ray.init(" in text else ():
             if isinstance(call, ast.Call) and ast.unparse(call.func) == "ray.init":
                 where = f"{path}:{call.lineno}"
                 given = keywords(call)
