@@ -53,6 +53,7 @@ def build_app() -> typer.Typer:
     # Sweeps stand above the cluster in the order of imports; the command line, which shows all
     # there is, asks for their commands by name.
     import_module("..tune.tune_command", __package__).add_to(app)
+    import_module("..tune.graph_command", __package__).add_to(app)
     app.command()(label)
     app.command()(suggest)
     app.command()(predict)

@@ -11,6 +11,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
+from ..graph_store.affinity import check_kind
 from ..graph_store.kernels.knn import Metric
 from ..graph_store.knn_graph import knn_graph
 from ..graph_store.labeling import METHODS, Propagation, Propagator
@@ -107,15 +108,19 @@ def label_features(
     return make_labeling(solved, labels, classes)
 
 
-def check_options(method: str, metric: str, sigma: float) -> Propagation:
+def check_options(method: str, metric: str, sigma: float, **options: Any) -> Propagation:
     """What is asked for, if there is such a thing.
 
+    Args:
+        options: Further ones of `Propagation`.
+
     Raises:
-        ValueError: No such method or metric.
+        ValueError: No such method, metric or affinity.
     """
     if metric not in METRICS:
         raise ValueError(f"metric = {metric!r}: known are {', '.join(METRICS)}")
-    return Propagation(method=method, sigma=sigma)
+    check_kind(options.get("affinity", "self_tuning"), metric)
+    return Propagation(method=method, sigma=sigma, **options)
 
 
 def encode(labels: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

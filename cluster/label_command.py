@@ -44,6 +44,21 @@ def label(
     sigma: Annotated[
         float, typer.Option(help="density_paths: longest step, as a distance.")
     ] = float("inf"),
+    alpha: Annotated[
+        float | None,
+        typer.Option(help="local_global, random_walk: share of the neighbours (0.99, 0.95)."),
+    ] = None,
+    tau: Annotated[
+        float, typer.Option(help="laplace and its kin: how fast labels fade with the way.")
+    ] = 0.0,
+    p: Annotated[float, typer.Option(help="p_laplace: at least 2.")] = 3.0,
+    affinity: Annotated[
+        str, typer.Option(help="self_tuning, or power of the similarity (metric cosine).")
+    ] = "self_tuning",
+    gamma: Annotated[float, typer.Option(help="affinity power: exponent.")] = 3.0,
+    balance_classes: Annotated[
+        bool, typer.Option(help="local_global: divide each class's labels by their number.")
+    ] = True,
     shards: Annotated[
         int | None,
         typer.Option(help="Use a store of so many shards on Ray; else only if memory is short."),
@@ -68,7 +83,9 @@ def label(
     from .label_plan import available_bytes, make_plan
 
     start = time.perf_counter()
-    how = check_options(method, metric, sigma)
+    options: dict[str, Any] = {"alpha": alpha, "tau": tau, "p": p, "affinity": affinity}
+    options |= {"gamma": gamma, "balance_classes": balance_classes}
+    how = check_options(method, metric, sigma, **options)
     columns = _read(features, labels)
     assert columns.features is not None
     assert columns.labels is not None

@@ -77,18 +77,18 @@ _STYLE: dict[str, Any] = {
 }
 
 
-def _styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
     """Artists take their style when they are made, so all drawing happens under ours."""
 
     @wraps(draw)
-    def styled(*args: P.args, **kwargs: P.kwargs) -> Figure:
+    def drawn(*args: P.args, **kwargs: P.kwargs) -> Figure:
         with matplotlib.rc_context(_STYLE):
             return draw(*args, **kwargs)
 
-    return styled
+    return drawn
 
 
-@_styled
+@styled
 def loss_curve(
     steps: Sequence[float],
     totals: Mapping[str, Sequence[float]],
@@ -100,7 +100,7 @@ def loss_curve(
     Args:
         totals: By what the legend calls them; NaN leaves a gap.
     """
-    figure, axes = _figure("Training loss", x="step", y="loss")
+    figure, axes = new_figure("Training loss", x="step", y="loss")
     if baseline is not None and len(baseline[0]):
         axes.plot(*baseline, color=GRAY, linewidth=1.5, label="supervised baseline")
     for color, (name, values) in zip(CLASS_COLORS[1:], parts.items()):
@@ -114,7 +114,7 @@ def loss_curve(
     return figure
 
 
-@_styled
+@styled
 def accuracy_curve(
     epochs: Sequence[float],
     accuracies: Sequence[float],
@@ -123,7 +123,7 @@ def accuracy_curve(
     baseline: float | None = None,
 ) -> Figure:
     """Validation accuracy by epoch; test accuracy and the baseline's as level lines."""
-    figure, axes = _figure("Accuracy", x="epoch", y="")
+    figure, axes = new_figure("Accuracy", x="epoch", y="")
     axes.plot(epochs, accuracies, color=BLUE, marker=_dot(epochs), label="validation")
     for value, name, color in ((test, "test", GREEN), (baseline, "baseline, test", GRAY)):
         if value is not None:
@@ -134,14 +134,14 @@ def accuracy_curve(
     return figure
 
 
-@_styled
+@styled
 def label_quality(
     rounds: Sequence[float],
     coverage: Sequence[float],
     accuracy: Sequence[float | None],
 ) -> Figure:
     """Coverage and accuracy of the pseudo-labels by round."""
-    figure, axes = _figure("Pseudo-labels by round", x="round", y="")
+    figure, axes = new_figure("Pseudo-labels by round", x="round", y="")
     axes.plot(rounds, coverage, color=ORANGE, marker=_dot(rounds), label="coverage")
     judged = [(r, a) for r, a in zip(rounds, accuracy) if a is not None]
     if judged:
@@ -153,10 +153,10 @@ def label_quality(
     return figure
 
 
-@_styled
+@styled
 def round_seconds(rounds: Sequence[float], seconds: Mapping[str, Sequence[float]]) -> Figure:
     """Seconds that each part of a round took, stacked."""
-    figure, axes = _figure("Time per round", x="round", y="seconds")
+    figure, axes = new_figure("Time per round", x="round", y="seconds")
     bottom = np.zeros(len(rounds))
     colors = (BLUE, ORANGE, GREEN, PURPLE, GRAY)
     for color, (name, values) in zip(colors, seconds.items()):
@@ -168,10 +168,10 @@ def round_seconds(rounds: Sequence[float], seconds: Mapping[str, Sequence[float]
     return figure
 
 
-@_styled
+@styled
 def histogram(title: str, values: np.ndarray, *, x: str, color: str = BLUE) -> Figure:
     """How often each value occurs; whole numbers get a bar each."""
-    figure, axes = _figure(title, x=x, y="nodes")
+    figure, axes = new_figure(title, x=x, y="nodes")
     values = values[np.isfinite(values)]
     if values.dtype.kind in "iu" and len(values) and np.ptp(values) <= 60:
         edges = np.arange(values.min(), values.max() + 2) - 0.5
@@ -184,7 +184,7 @@ def histogram(title: str, values: np.ndarray, *, x: str, color: str = BLUE) -> F
     return figure
 
 
-@_styled
+@styled
 def confusion(counts: np.ndarray, names: Sequence[str]) -> Figure:
     """Rows: true class, columns: predicted. Strength of a cell: its share of the row.
 
@@ -193,7 +193,7 @@ def confusion(counts: np.ndarray, names: Sequence[str]) -> Figure:
     """
     num_classes = len(counts)
     side = float(np.clip(2.2 + 0.42 * num_classes, 4.2, 9.0))
-    figure, axes = _figure(
+    figure, axes = new_figure(
         "Confusion on the test split", x="predicted", y="true", size=(side, side)
     )
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
@@ -222,12 +222,12 @@ def confusion(counts: np.ndarray, names: Sequence[str]) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def feature_map(
     points: np.ndarray, labels: np.ndarray, given: np.ndarray, names: Sequence[str]
 ) -> Figure:
     """Nodes in the plane, coloured by label; the given labels are ringed and larger."""
-    figure, axes = _figure("Features, in two dimensions", x="", y="", size=(6.4, 5.4))
+    figure, axes = new_figure("Features, in two dimensions", x="", y="", size=(6.4, 5.4))
     for index, name in enumerate(names):
         mine = (labels == index) & ~given
         color = class_color(index, len(names))
@@ -286,7 +286,7 @@ def as_svg(figure: Figure, *, name: str, description: str) -> str:
     return svg.replace("<svg ", f'<svg role="img" aria-label="{_attribute(description)}" ', 1)
 
 
-def _figure(
+def new_figure(
     title: str, *, x: str, y: str, size: tuple[float, float] = (6.4, 3.6)
 ) -> tuple[Figure, Any]:
     figure = Figure(figsize=size)

@@ -87,6 +87,13 @@ class GraphSweep(_Section):
     space: SearchSpace
     max_k: int
 
+    def with_defaults(self, params: Mapping[str, Any]) -> GraphSweep:
+        """The sweep with other defaults for what it neither sets nor searches."""
+        kept = {key: value for key, value in params.items() if key not in self.space.dimensions}
+        fixed = {**kept, **self.fixed}
+        max_k = largest_k(self.space, fixed, source=self.name)
+        return self.model_copy(update={"fixed": fixed, "max_k": max_k})
+
 
 def shipped_graph_sweeps() -> dict[str, Path]:
     """Sweeps of graphs in the package, by name."""
