@@ -29,7 +29,7 @@ from .report_plots import Axis, shown_value
 BEST_FILE = "best.toml"
 # A forest that has seen fewer points says more about them than about the parameters.
 MIN_POINTS_FOR_IMPORTANCE = 20
-_TREES, _SHUFFLES = 200, 20
+_TREES, _SHUFFLES = 100, 10
 _MAX_ROWS = 1000
 
 
