@@ -128,7 +128,7 @@ def figures(result: SweepResult, best: int) -> list[Section]:
     """The sections that have something to show."""
     kept = [i for i, p in enumerate(result.points) if math.isfinite(p.mean)]
     finished = [i for i in kept if result.points[i].state == "finished"]
-    axes = axes_of(result, finished)
+    axes = [axis for axis in axes_of(result, finished) if len(set(axis.values)) > 1]
     means = [result.points[i].mean for i in finished]
     at = finished.index(best)
     made = []
@@ -171,22 +171,21 @@ def importance(axes: Sequence[Axis], scores: Sequence[float]) -> Importance | st
     A parameter that a point has not gets the commonest (or middle) value of the others: that it is
     missing must not tell the forest which method it is.
     """
-    varied = [axis for axis in axes if len(set(axis.values)) > 1]
     if len(scores) < MIN_POINTS_FOR_IMPORTANCE:
         return (
             f"Which parameter matters cannot be said from {len(scores)} points; "
             f"it takes {MIN_POINTS_FOR_IMPORTANCE}."
         )
-    if not varied or max(scores) == min(scores):
+    if not axes or max(scores) == min(scores):
         return "All points have the same score, so no parameter matters here."
     from sklearn.ensemble import RandomForestRegressor
     from sklearn.inspection import permutation_importance
 
-    columns = [_without_gaps(axis) for axis in varied]
+    columns = [_without_gaps(axis) for axis in axes]
     x, y = np.stack(columns, axis=1), np.asarray(scores, dtype=np.float64)
     forest = RandomForestRegressor(_TREES, oob_score=True, random_state=0, n_jobs=1).fit(x, y)
     shuffled = permutation_importance(forest, x, y, n_repeats=_SHUFFLES, random_state=0, n_jobs=1)
-    names = tuple(axis.name for axis in varied)
+    names = tuple(axis.name for axis in axes)
     return Importance(names, np.asarray(shuffled.importances), float(forest.oob_score_))
 
 
