@@ -1,7 +1,7 @@
 """Stores on disk: one safetensors file per shard and a manifest, at any fsspec URI. Atomic.
 
     <uri>/CURRENT                       {"folder": "v000002"}: flipped last
-    <uri>/v000002/manifest.json         written when all parts are
+    <uri>/v000002/manifest.json         written when all parts are; their sizes and checksums
     <uri>/v000002/shard-0000.safetensors
 
 Nothing that `CURRENT` names is ever changed, so a snapshot that was cut off leaves the one before
@@ -14,37 +14,42 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-import fsspec
 import torch
-from fsspec.implementations.local import LocalFileSystem
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .storage import Storage, StorageError, attempt, file_crc32, sync
 from .store import StoreSpec
 from .table import Columns
 
 FORMAT = 1
-_POINTER = "CURRENT"
+POINTER = "CURRENT"
+_MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True)
 class Part:
-    """One shard's file. `names`: part of the store -> column -> tensor in the file."""
+    """One shard's file.
+
+    Attributes:
+        names: Part of the store -> column -> tensor in the file.
+        crc32: None in snapshots that an earlier version wrote.
+    """
 
     file: str
     size_bytes: int
     names: Mapping[str, Mapping[str, str]]
+    crc32: str | None = None
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a snapshot holds. `folder` is the full path of the version that was read."""
+    """What a snapshot holds. `folder` is the name of the version that was read."""
 
     folder: str
     spec: StoreSpec
@@ -53,27 +58,42 @@ class Manifest:
 
 
 def new_version(uri: str) -> str:
-    """Make a fresh folder under `uri`, after all there are; returns its name."""
-    fs, root = _open(uri)
-    taken = [int(name[1:]) for name in _versions(fs, root)]
+    """Make a fresh folder under `uri`, after all there are; returns its name.
+
+    Raises:
+        StorageError: As all functions here, where the disk or the bucket refuses.
+    """
+    files = Storage(uri)
+    taken = [int(name[1:]) for name in _versions(files)]
     name = f"v{max(taken, default=0) + 1:06d}"
-    if isinstance(fs, LocalFileSystem):  # object stores have no folders to make
-        fs.makedirs(f"{root}/{name}", exist_ok=True)
+    if files.is_local:  # object stores have no folders to make
+        folder = Path(files.path(name))
+        attempt(
+            lambda: folder.mkdir(parents=True, exist_ok=True), uri=f"{uri}/{name}", doing="writing"
+        )
     return name
 
 
 def write_part(uri: str, version: str, shard: int, contents: Mapping[str, Columns]) -> Part:
-    """Write one shard's columns."""
-    fs, root = _open(uri)
+    """Write one shard's columns; what could not be written whole is removed again."""
+    files = Storage(uri)
     tensors, names = _distinct_tensors(contents)
-    file = f"shard-{shard:04d}.safetensors"
+    file = f"{version}/shard-{shard:04d}.safetensors"
     with tempfile.TemporaryDirectory() as scratch:
-        local = isinstance(fs, LocalFileSystem)
-        path = Path(root, version, file) if local else Path(scratch, file)
-        save_file(tensors, path)
-        if not local:
-            fs.put_file(str(path), f"{root}/{version}/{file}")
-        return Part(file, path.stat().st_size, names)
+        path = Path(files.path(file)) if files.is_local else Path(scratch, "part.safetensors")
+        place = f"{uri}/{file}" if files.is_local else str(path)
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+        try:
+            attempt(
+                lambda: _save_to_disk(tensors, path), uri=place, doing="writing", size_bytes=size
+            )
+        except StorageError:
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+            raise
+        if not files.is_local:
+            files.put(path, file)
+        return Part(Path(file).name, path.stat().st_size, names, file_crc32(path))
 
 
 def commit(
@@ -84,9 +104,9 @@ def commit(
     Raises:
         ValueError: A part is not at `uri` as seen from here; the version before stays current.
     """
-    fs, root = _open(uri)
+    files = Storage(uri)
     for part in parts:
-        found = _size(fs, f"{root}/{version}/{part.file}")
+        found = files.size(f"{version}/{part.file}")
         if found != part.size_bytes:
             raise ValueError(
                 f"{uri}: {version}/{part.file} has {found} bytes here, its shard wrote "
@@ -98,38 +118,60 @@ def commit(
         "bounds": bounds,
         "parts": [asdict(part) for part in parts],
     }
-    fs.pipe_file(f"{root}/{version}/manifest.json", json.dumps(body, indent=1).encode())
-    # Renaming replaces a local file at once; object stores write a whole object at once.
-    draft = f"{root}/{_POINTER}.draft" if isinstance(fs, LocalFileSystem) else f"{root}/{_POINTER}"
-    fs.pipe_file(draft, json.dumps({"folder": version}).encode())
-    if isinstance(fs, LocalFileSystem):
-        Path(draft).replace(f"{root}/{_POINTER}")
-    for old in _versions(fs, root):
+    files.write(f"{version}/{_MANIFEST}", json.dumps(body, indent=1).encode())
+    files.write(POINTER, json.dumps({"folder": version}).encode())
+    for old in _versions(files):
         if old != version:
-            fs.rm(f"{root}/{old}", recursive=True)
+            with suppress(StorageError):  # the next commit tries again
+                files.remove(old)
+
+
+def index_files(uri: str) -> list[str]:
+    """The files below `uri` that say what is in the others: pointer and manifest."""
+    version = json.loads(Storage(uri).read(POINTER))["folder"]
+    return [POINTER, f"{version}/{_MANIFEST}"]
 
 
 def read_manifest(uri: str) -> Manifest:
     """Raises ValueError where there is no complete snapshot or this version cannot read it."""
-    fs, root = _open(uri)
+    files = Storage(uri)
     try:
-        version = json.loads(fs.cat_file(f"{root}/{_POINTER}"))["folder"]
-        body = json.loads(fs.cat_file(f"{root}/{version}/manifest.json"))
+        version = json.loads(files.read(POINTER))["folder"]
+        body = json.loads(files.read(f"{version}/{_MANIFEST}"))
     except FileNotFoundError:
         raise ValueError(f"{uri}: there is no complete snapshot of a store here") from None
+    except json.JSONDecodeError:
+        raise ValueError(
+            f"{uri}: pointer or manifest is no JSON; the snapshot is damaged"
+        ) from None
     if body["format"] != FORMAT:
         raise ValueError(
             f"{uri}: the snapshot has format {body['format']}, this version reads {FORMAT}"
         )
     parts = tuple(Part(**part) for part in body["parts"])
     for part in parts:
-        found = _size(fs, f"{root}/{version}/{part.file}")
+        found = files.size(f"{version}/{part.file}")
         if found != part.size_bytes:
             raise ValueError(
                 f"{uri}: {version}/{part.file} has {found} bytes, the manifest says "
                 f"{part.size_bytes}; the snapshot is damaged"
             )
-    return Manifest(f"{root}/{version}", StoreSpec(**body["spec"]), tuple(body["bounds"]), parts)
+    return Manifest(version, StoreSpec(**body["spec"]), tuple(body["bounds"]), parts)
+
+
+def check(uri: str, *, deep: bool = True) -> None:
+    """Compare a snapshot's files with its manifest.
+
+    Args:
+        deep: Read them all; else only sizes are looked at.
+
+    Raises:
+        ValueError: There is no snapshot, or it is damaged.
+    """
+    manifest, files = read_manifest(uri), Storage(uri)
+    for part in manifest.parts if deep else ():
+        name = f"{manifest.folder}/{part.file}"
+        _compare(uri, name, part, files.crc32(name))
 
 
 def read_rows(uri: str, manifest: Manifest, start: int, stop: int) -> dict[str, dict[str, Tensor]]:
@@ -137,15 +179,20 @@ def read_rows(uri: str, manifest: Manifest, start: int, stop: int) -> dict[str, 
 
     Shards need not agree in which columns they shared, nor in whether their graph was up to date;
     what only some of them have is left out.
+
+    Raises:
+        ValueError: A part was changed since it was written.
     """
-    fs, _ = _open(uri)
+    files = Storage(uri)
     parts: list[Part] = []
     pieces: list[dict[str, Tensor]] = []
     for part, low, high in zip(manifest.parts, manifest.bounds[:-1], manifest.bounds[1:]):
         first, last = max(start, low), min(stop, high)
         if first < last:
             parts.append(part)
-            with _local_copy(fs, f"{manifest.folder}/{part.file}") as path:
+            name = f"{manifest.folder}/{part.file}"
+            with _local_copy(files, name) as path:
+                _compare(uri, name, part, file_crc32(path))
                 pieces.append(_read_slices(path, first - low, last - low))
     joined: dict[tuple[str, ...], Tensor] = {}
     rows: dict[str, dict[str, Tensor]] = {}
@@ -176,36 +223,35 @@ def _distinct_tensors(
     return tensors, names
 
 
-def _read_slices(path: str, start: int, stop: int) -> dict[str, Tensor]:
+def _save_to_disk(tensors: dict[str, Tensor], path: Path) -> None:
+    save_file(tensors, path)
+    sync(path)
+    sync(path.parent)
+
+
+def _read_slices(path: Path, start: int, stop: int) -> dict[str, Tensor]:
     with safe_open(path, framework="pt") as file:
         return {name: file.get_slice(name)[start:stop] for name in file.keys()}  # noqa: SIM118
 
 
-def _open(uri: str) -> tuple[Any, str]:
-    fs, root = fsspec.core.url_to_fs(uri)
-    return fs, root.rstrip("/")
+def _compare(uri: str, name: str, part: Part, crc32: str) -> None:
+    if part.crc32 is not None and crc32 != part.crc32:
+        raise ValueError(
+            f"{uri}: {name} has checksum {crc32}, the manifest says {part.crc32}; the snapshot is "
+            "damaged"
+        )
 
 
-def _size(fs: Any, path: str) -> int | None:
-    fs.invalidate_cache()  # another process may have written it
-    size: int | None = fs.size(path) if fs.exists(path) else None
-    return size
-
-
-def _versions(fs: Any, root: str) -> list[str]:
-    if not fs.exists(root):
-        return []
-    fs.invalidate_cache()
-    found = [path.rstrip("/").rsplit("/", 1)[-1] for path in fs.ls(root, detail=False)]
-    return [name for name in found if name[:1] == "v" and name[1:].isdigit()]
+def _versions(files: Storage) -> list[str]:
+    return [name for name in files.names() if name[:1] == "v" and name[1:].isdigit()]
 
 
 @contextmanager
-def _local_copy(fs: Any, path: str) -> Iterator[str]:
-    if isinstance(fs, LocalFileSystem):
-        yield path
+def _local_copy(files: Storage, name: str) -> Iterator[Path]:
+    if files.is_local:
+        yield Path(files.path(name))
         return
     with tempfile.TemporaryDirectory() as scratch:
-        copy = str(Path(scratch, "part.safetensors"))
-        fs.get_file(path, copy)
+        copy = Path(scratch, "part.safetensors")
+        files.get(name, copy)
         yield copy

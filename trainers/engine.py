@@ -87,7 +87,7 @@ class Engine(Protocol):
         The files are those of `engine_state.py` whatever the engine and the number of ranks.
 
         Raises:
-            OSError: On the rank that writes, after what is collective.
+            StorageError: On the rank that writes, after what is collective.
         """
         ...
 

@@ -20,6 +20,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from ..graph_store.storage import Storage, StorageError
 from .config import TrainSpec
 
 FORMAT = 1
@@ -68,15 +69,15 @@ def write_state(
     fails.
 
     Raises:
-        OSError: After the last tensor; the folder is not readable then.
+        StorageError: After the last tensor; the folder is not readable then.
     """
     writer = _Writer(folder) if first else None
-    error: OSError | None = None
+    error: StorageError | None = None
     for name, value in tensors:
         if writer is not None and error is None:
             try:
                 writer.add(name, value)
-            except OSError as broken:
+            except StorageError as broken:
                 error = broken
     if error is not None:
         raise error
@@ -137,8 +138,7 @@ class SavedState(Mapping[str, Tensor]):
 
 class _Writer:
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._folder = folder
+        self._folder = Storage(str(folder))
         self._files: list[str] = []
         self._held: dict[str, Tensor] = {}
         self._held_bytes = 0
@@ -153,13 +153,13 @@ class _Writer:
     def close(self, about: dict[str, Any]) -> None:
         self._flush()
         text = json.dumps({**about, "files": self._files}, indent=1)
-        (self._folder / _ABOUT).write_text(text + "\n")
+        self._folder.write(_ABOUT, (text + "\n").encode())
 
     def _flush(self) -> None:
         if not self._held:
             return
         file = f"engine-{len(self._files):04d}.safetensors"
-        (self._folder / file).write_bytes(safetensors.torch.save(self._held))
+        self._folder.write(file, safetensors.torch.save(self._held))
         self._files.append(file)
         self._held, self._held_bytes = {}, 0
 

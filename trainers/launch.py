@@ -14,10 +14,11 @@ import torch
 
 from ..datasets.manifest import load_info
 from ..graph_store.local_store import LocalStore
+from ..graph_store.storage import StorageError, attempt
 from ..graph_store.store import GraphStore, StoreSpec
 from . import checkpoint
 from .config import GraphSpec, RunSpec
-from .outcome import Finished, Outcome, Paused, PausedAt
+from .outcome import Broke, Finished, Outcome, Paused, PausedAt
 from .placement import MakePlacement
 from .prepare import Prepared, forget_after
 from .run_dir import RunDir, environment
@@ -68,7 +69,11 @@ def open_session(
     """
     run.write_text("config.toml", spec.to_toml())
     run.write_json("environment.json", environment())
-    prepared.split.save(run.child(SPLIT_FILE))
+    split_uri = run.child(SPLIT_FILE)
+    attempt(lambda: prepared.split.save(split_uri), uri=split_uri, doing="writing")
+    for damaged in prepared.skipped:
+        checkpoint.set_aside(run, damaged)
+        on_event({"kind": "skipped", "checkpoint": damaged.name, "reason": damaged.reason})
     if spec.train.engine == "local":
         return LocalSession(spec, run, prepared, on_event)
     from .ray_session import RaySession
@@ -111,6 +116,8 @@ class LocalSession:
                 )
         except Paused as paused:
             return PausedAt(paused.checkpoint)
+        except StorageError as error:
+            return Broke(str(error))
         finally:
             if store is not None:
                 store.close()

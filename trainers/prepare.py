@@ -15,6 +15,7 @@ from ..datasets.manifest import load_info, load_labels, splits_of
 from ..datasets.schema import DatasetInfo
 from ..datasets.splits import Split
 from . import checkpoint
+from .checkpoint import Skipped
 from .config import ConfigError, RunSpec, parse_spec
 from .frozen import cache_folder
 from .loop import plan_of
@@ -24,10 +25,15 @@ from .run_dir import RunDir
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a run starts from: its split, and the checkpoint to go on from (None: the start)."""
+    """What a run starts from: its split, and the checkpoint to go on from (None: the start).
+
+    Attributes:
+        skipped: Newer checkpoints, which are damaged.
+    """
 
     split: Split
     checkpoint: str | None
+    skipped: tuple[Skipped, ...] = ()
 
 
 def prepare(spec: RunSpec, run: RunDir, *, resume: bool) -> Prepared:
@@ -62,8 +68,20 @@ def prepare(spec: RunSpec, run: RunDir, *, resume: bool) -> Prepared:
         raise ConfigError(
             f"no labeled sample of class {names} in {spec.data.uri}; every class needs at least one"
         )
-    done = checkpoint.committed(run)
-    return Prepared(split, done[-1] if done else None)
+    return Prepared(split, *_newest_checkpoint(run))
+
+
+def _newest_checkpoint(run: RunDir) -> tuple[str | None, tuple[Skipped, ...]]:
+    """To go on from, and those that were passed over."""
+    if run.exists("result.json"):
+        return None, ()  # finished: none is needed
+    name, skipped = checkpoint.newest_intact(run)
+    if name is None and skipped:
+        raise ConfigError(
+            f"{run.uri} has no checkpoint to go on from: {skipped[0].reason}; to start the run "
+            f"over, remove {run.child('checkpoints')}"
+        )
+    return name, tuple(skipped)
 
 
 def _try_parts(spec: RunSpec, info: DatasetInfo, split: Split) -> None:

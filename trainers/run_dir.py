@@ -12,7 +12,7 @@ import io
 import json
 import platform
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,41 +22,40 @@ import torch
 
 from ..datasets.files import locate
 from ..datasets.names import check_path
+from ..graph_store.storage import DEFAULT_RETRY, Retry, Storage, attempt
 
 BACKBONE_ABOUT = "backbone.json"
 BACKBONE_WEIGHTS = "backbone.safetensors"
 
 
 class RunDir:
-    """Reads and writes the files of one run. Picklable; every worker may hold one."""
+    """Reads and writes the files of one run. Picklable; every worker may hold one.
 
-    def __init__(self, uri: str) -> None:
+    What a disk or a bucket refuses is a StorageError: one sentence for the user.
+    """
+
+    def __init__(self, uri: str, *, retry: Retry = DEFAULT_RETRY) -> None:
         self.uri = uri.rstrip("/")
-        self._fs, self._root = locate(self.uri)
+        self.files = Storage(self.uri, locate(self.uri), retry)
 
     @property
     def local_path(self) -> Path | None:
         """The folder, where it lies on a file system of this machine."""
-        return Path(self._root) if "file" in _protocols(self._fs) else None
+        return Path(self.files.root or "/") if self.files.is_local else None
 
     def child(self, name: str) -> str:
         """URI of a file or folder in the run."""
         return f"{self.uri}/{name}"
 
     def exists(self, name: str = "") -> bool:
-        return bool(self._fs.exists(self._path(name)))
+        return self.files.exists(name)
 
     def names(self, folder: str) -> list[str]:
         """Names in a folder, sorted; empty if there is no such folder."""
-        if not self.exists(folder):
-            return []
-        found = self._fs.ls(self._path(folder), detail=False, refresh=True)
-        return sorted(str(p).rstrip("/").rsplit("/", 1)[-1] for p in found)
+        return self.files.names(folder)
 
     def read_bytes(self, name: str) -> bytes:
-        data = self._fs.cat_file(self._path(name))
-        assert isinstance(data, bytes)
-        return data
+        return self.files.read(name)
 
     def read_text(self, name: str) -> str:
         return self.read_bytes(name).decode()
@@ -65,21 +64,28 @@ class RunDir:
         return json.loads(self.read_bytes(name))
 
     def read_lines(self, name: str) -> list[dict[str, Any]]:
-        """The objects of a JSON-lines file; empty if there is none."""
+        """The objects of a JSON-lines file; empty if there is none.
+
+        A last line that was not written to its end is left out.
+
+        Raises:
+            ValueError: Another line is no JSON.
+        """
         if not self.exists(name):
             return []
-        return [json.loads(line) for line in self.read_text(name).splitlines() if line]
+        content = self.read_bytes(name)
+        whole, _, _ = content.rpartition(b"\n")
+        lines = [line for line in whole.split(b"\n") if line]
+        try:
+            return [json.loads(line) for line in lines]
+        except ValueError as error:
+            raise ValueError(
+                f"{self.child(name)}: a line is damaged ({error}); remove that line"
+            ) from None
 
     def write_bytes(self, name: str, data: bytes) -> None:
-        path = self._path(name)
-        self._fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
-        if self.local_path is None:
-            self._fs.pipe_file(path, data)
-            return
-        # A reader sees the old file or the new one, never half of it.
-        temporary = Path(f"{path}.partial")
-        temporary.write_bytes(data)
-        temporary.replace(path)
+        """A reader sees the old file or the new one, never half of it."""
+        self.files.write(name, data)
 
     def write_text(self, name: str, text: str) -> None:
         self.write_bytes(name, text.encode())
@@ -94,16 +100,20 @@ class RunDir:
         self.write_bytes(name, buffer.getvalue())
 
     def append(self, name: str, record: dict[str, Any]) -> None:
-        """Add a line to a JSON-lines file."""
-        line = json.dumps(record) + "\n"
+        """Add a line to a JSON-lines file; one that does not fit leaves the file as it was."""
+        line = (json.dumps(record) + "\n").encode()
         if self.local_path is not None:
-            self._fs.makedirs(self._path(name).rsplit("/", 1)[0], exist_ok=True)
-            with open(self._path(name), "a") as file:
-                file.write(line)
+            path = self.local_path / name
+            attempt(
+                lambda: _append(path, line),
+                uri=self.child(name),
+                doing="writing",
+                size_bytes=len(line),
+            )
             return
         # Object stores cannot append; these files are small.
-        old = self.read_text(name) if self.exists(name) else ""
-        self.write_text(name, old + line)
+        old = self.read_bytes(name) if self.exists(name) else b""
+        self.write_bytes(name, old + line)
 
     def keep_lines(self, name: str, keep: Callable[[dict[str, Any]], bool]) -> None:
         """Drop the lines that `keep` refuses."""
@@ -114,26 +124,28 @@ class RunDir:
     def upload(self, folder: Path, name: str) -> None:
         """Copy a local folder's files into the run's folder `name`."""
         for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-            target = self._path(f"{name}/{path.relative_to(folder).as_posix()}")
-            self._fs.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
-            self._fs.put_file(str(path), target)
+            self.files.put(path, f"{name}/{path.relative_to(folder).as_posix()}")
 
-    def download(self, name: str, folder: Path) -> None:
-        """Copy the run's folder `name` into a local folder."""
-        root = self._path(name)
-        for path in self._fs.find(root):
-            name = str(path)[len(root) :].lstrip("/")
-            check_path(name, self.uri)  # keys of a bucket may have any parts, `..` too
-            target = folder / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            self._fs.get_file(path, str(target))
+    def download(self, name: str, folder: Path, files: Iterable[str] | None = None) -> None:
+        """Copy the run's folder `name`, or these files of it, into a local folder."""
+        for file in self.files.find(name) if files is None else files:
+            check_path(file, self.uri)  # keys of a bucket may have any parts, `..` too
+            self.files.get(f"{name}/{file}", folder / file)
 
     def remove(self, name: str) -> None:
-        if self.exists(name):
-            self._fs.rm(self._path(name), recursive=True)
+        self.files.remove(name)
 
-    def _path(self, name: str) -> str:
-        return f"{self._root}/{name}".rstrip("/")
+
+def _append(path: Path, line: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "ab", buffering=0) as file:
+        start, written = file.tell(), 0
+        try:
+            while written < len(line):
+                written += file.write(line[written:])
+        except OSError:
+            file.truncate(start)
+            raise
 
 
 def environment() -> dict[str, Any]:
@@ -163,7 +175,3 @@ def _git_revision() -> str | None:
     except OSError:
         return None
     return done.stdout.strip() or None
-
-
-def _protocols(fs: Any) -> tuple[str, ...]:
-    return (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)

@@ -39,6 +39,19 @@ def test_lines_are_appended_and_dropped(run: RunDir) -> None:
     assert run.read_lines("m.jsonl") == [{"epoch": 0}, {"epoch": 1}]
 
 
+def test_a_line_that_was_cut_off_is_left_out(run: RunDir) -> None:
+    run.append("m.jsonl", {"epoch": 0})
+    whole = run.read_bytes("m.jsonl")
+    run.write_bytes("m.jsonl", whole + b'{"epoch": 1, "lo')
+    assert run.read_lines("m.jsonl") == [{"epoch": 0}]
+    run.keep_lines("m.jsonl", lambda r: True)
+    run.append("m.jsonl", {"epoch": 1})
+    assert run.read_lines("m.jsonl") == [{"epoch": 0}, {"epoch": 1}]
+    run.write_bytes("m.jsonl", b'{"epo\n' + whole)
+    with pytest.raises(ValueError, match=r"m.jsonl: a line is damaged .*remove that line"):
+        run.read_lines("m.jsonl")
+
+
 def test_folders_are_copied_both_ways(run: RunDir, tmp_path: Path) -> None:
     source, target = tmp_path / "source", tmp_path / "target"
     (source / "deep").mkdir(parents=True)
