@@ -31,6 +31,7 @@ from . import jobs
 from .driver import drive
 from .evaluate import evaluate_run
 from .jobs import Job
+from .token_file import keep_token_private
 from .watch import resume_command, watched
 
 OnEvent = Callable[[dict[str, Any]], None]
@@ -261,6 +262,7 @@ class Cluster:
                 f"no Ray cluster answers at {self._address!r} ({error}); start one with "
                 "`ray start --head`, or unset RAY_ADDRESS to run on this machine"
             ) from None
+        keep_token_private()
         self._owns_ray = True
 
 

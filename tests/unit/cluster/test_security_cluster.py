@@ -45,6 +45,19 @@ def test_ray_is_started_with_tokens_and_without_a_dashboard(
     assert started["include_dashboard"] is False
 
 
+def test_token_that_ray_wrote_is_readable_by_its_owner_alone(
+    started: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    connect().start()  # there is none
+    (tmp_path / ".ray").mkdir()
+    token = tmp_path / ".ray/auth_token"
+    token.write_text("0123456789abcdef")
+    token.chmod(0o644)
+    connect().start()
+    assert token.stat().st_mode & 0o777 == 0o600
+
+
 def test_ray_is_not_started_with_tokens_turned_off(
     started: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
