@@ -8,18 +8,21 @@ machine read it in place.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import replace
+from typing import Any
 
 import torch
 
 from .graph_params import Params
-from .graph_points import Problem, solve_chain
+from .graph_points import Problem, Snapshot, solve_chain
 from .points import Point
 
 Chains = Sequence[tuple[Params, ...]]
+_COLUMNS = ("neighbor_ids", "similarity", "distances", "labels")
 
 
 def on_threads(
@@ -44,17 +47,31 @@ def on_ray(problem: Problem, chains: Chains) -> Iterator[tuple[int, list[Point]]
     """Solve chains as tasks of the Ray cluster that this process has joined, one core each."""
     import ray
 
-    shared = ray.put(problem)
-    task = ray.remote(partial(_solve_on_one_core))
-    waiting = {task.remote(shared, chain): number for number, chain in enumerate(chains)}
+    snapshot = problem.snapshot
+    # Arrays are read where the object store has them; tensors would be copied by every task.
+    columns = tuple(getattr(snapshot, name).numpy() for name in _COLUMNS)
+    shared = ray.put(columns)
+    rest = ray.put(replace(problem, snapshot=_with_columns(snapshot, [c[:0] for c in columns])))
+    task = ray.remote(_solve_on_one_core)
+    waiting = {task.remote(rest, shared, chain): number for number, chain in enumerate(chains)}
     while waiting:
         (done,), _ = ray.wait(list(waiting))
         yield waiting.pop(done), ray.get(done)
 
 
-def _solve_on_one_core(problem: Problem, chain: tuple[Params, ...]) -> list[Point]:
+def _solve_on_one_core(
+    problem: Problem, columns: tuple[Any, ...], chain: tuple[Params, ...]
+) -> list[Point]:
     torch.set_num_threads(1)
-    return solve_chain(problem, chain)
+    return solve_chain(replace(problem, snapshot=_with_columns(problem.snapshot, columns)), chain)
+
+
+def _with_columns(snapshot: Snapshot, columns: Sequence[Any]) -> Snapshot:
+    with warnings.catch_warnings():
+        # Memory of the object store is read-only; a graph is never written to.
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        tensors: dict[str, Any] = {n: torch.from_numpy(c) for n, c in zip(_COLUMNS, columns)}
+    return replace(snapshot, **tensors)
 
 
 def _num_cores() -> int:

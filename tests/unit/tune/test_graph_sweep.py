@@ -34,7 +34,7 @@ from labelmesh.tune.graph_spec import (
     shipped_graph_sweeps,
 )
 from labelmesh.tune.graph_sweep import POINTS_FILE, run_graph_sweep
-from labelmesh.tune.graph_workers import on_threads
+from labelmesh.tune.graph_workers import on_ray, on_threads
 from labelmesh.tune.points import Point
 from torch import Tensor
 
@@ -285,6 +285,16 @@ def test_scores_do_not_depend_on_who_solves_and_when(snapshot: Snapshot, searche
     assert len({json.dumps(dict(p.params), sort_keys=True) for p in one.points}) == 12
     assert [(p.params, p.scores) for p in many.points] == [(p.params, p.scores) for p in one.points]
     assert one.best.mean > 0.7
+
+
+@pytest.mark.ray
+def test_tasks_of_a_cluster_give_the_same_scores(snapshot: Snapshot, ray_local: Any) -> None:
+    space = {"alpha": {"grid": [0.5, 0.9]}, "k": {"grid": [4, 6, 8, 10, 12]}}
+    sweep = sweep_of(search={"searcher": "grid"}, space=space)
+    here, there = run_graph_sweep(sweep, snapshot), run_graph_sweep(sweep, snapshot, runner=on_ray)
+    assert [(p.params, p.scores) for p in there.points] == [
+        (p.params, p.scores) for p in here.points
+    ]
 
 
 def test_a_warm_start_changes_no_score(snapshot: Snapshot) -> None:
