@@ -167,14 +167,12 @@ class Journal:
                 place = self._folder.append(segment, 0, frame)
                 self._folder.sync(segment)
             self._folder.write_pointer(json.dumps(body).encode())
-        except BaseException as error:
+        except OSError as error:
             with suppress(OSError):
                 self._folder.keep_only([*(name for name, _ in self._chain), self._segment])
-            if isinstance(error, OSError):
-                raise JournalError(
-                    f"{self._uri}/{segment}: {size:,} bytes could not be written ({error})"
-                ) from error
-            raise
+            raise JournalError(
+                f"{self._uri}/{segment}: {size:,} bytes could not be written ({error})"
+            ) from error
         self._chain, self._segment, self._place, self._fault = chain, segment, place, ""
         if first is not None:
             self.version, self.num_bytes = first.fields["version"], size

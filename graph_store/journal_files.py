@@ -12,6 +12,7 @@ import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -107,8 +108,9 @@ class LocalFolder(LogFolder):
             file.flush()
             os.fsync(file.fileno())
         draft.replace(self._root / POINTER)
-        self._sync_folder()
         self._pointer = self._identity()
+        with suppress(OSError):  # the pointer is replaced, whatever becomes of the folder
+            self._sync_folder()
 
     def is_current(self) -> bool:
         return self._identity() == self._pointer
@@ -134,16 +136,12 @@ class LocalFolder(LogFolder):
         path = self._root / segment
         if not path.stat().st_size:
             return
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as whole:
-            view = memoryview(whole)
-            data, before = view if end is None else view[:end], 0
-            try:
-                for record, place in read_frames(data):
-                    yield record, place, place - before
-                    before = place
-            finally:
-                data.release()
-                view.release()
+        with path.open("rb") as file:
+            data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        before = 0
+        for record, place in read_frames(data if end is None else data[:end]):
+            yield record, place, place - before
+            before = place
 
     def keep_only(self, segments: Sequence[str]) -> None:
         for segment in [segment for segment in self._open if segment not in segments]:

@@ -125,7 +125,7 @@ def _bytes_of(tensor: Tensor) -> memoryview:
     return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
 
 
-def _tensors(data: memoryview, layout: Iterable[tuple[str, str, list[int]]]) -> Iterator[Any]:
+def _tensors(data: memoryview, layout: Iterable[Any]) -> Iterator[tuple[str, Tensor]]:
     at = 0
     for name, kind, shape in layout:
         dtype = _DTYPES[kind]

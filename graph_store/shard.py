@@ -64,7 +64,7 @@ class Shard:
         """
         self._group = group
         self._peers = Peers(self.partition, self._rank, group)
-        last = self._peers.largest(self._num_updates)
+        last = self._peers.largest(float(self._num_updates))
         if self._peers.any(self._num_updates != last):
             self._forget_graph()
 

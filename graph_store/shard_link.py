@@ -44,11 +44,12 @@ class ShardLink:
         self._backend = backend
         self._incarnations: list[str] = []
         self._group: str | None = None
+        self._met: list[str] = []  # who formed it
 
     def __getstate__(self) -> dict[str, Any]:
         # The first collective of a copy forms a group of its own: what a client that died has
         # left unfinished on some shards ends with the group it was begun in.
-        return {**self.__dict__, "_group": None}
+        return {**self.__dict__, "_group": None, "_met": []}
 
     @property
     def size(self) -> int:
@@ -75,8 +76,8 @@ class ShardLink:
                 f"store from a snapshot"
             ) from None
 
-    def find(self, timeout_s: float | None = None, *, whole: bool = True) -> bool:
-        """Learn who the shards are; whether any is another process than before.
+    def find(self, timeout_s: float | None = None, *, whole: bool = True) -> None:
+        """Learn who the shards are.
 
         Args:
             whole: Refuse shards that have lost what they held.
@@ -88,8 +89,7 @@ class ShardLink:
         for shard in found:
             if whole and not shard.is_whole:
                 raise StoreLostError(shard.problem)
-        before, self._incarnations = self._incarnations, [shard.incarnation for shard in found]
-        return before != self._incarnations
+        self._incarnations = [shard.incarnation for shard in found]
 
     def request(self, shard: int, lane: str, method: str, *args: Any) -> Any:
         """Send one call of a `Shard` method."""
@@ -170,13 +170,16 @@ class ShardLink:
                 return False
             self.find()
             return True
-        # A shard that dies after its reply may tear away what was on its way to the others.
-        return self.find() or isinstance(error, GroupChangedError)
+        # A shard that dies after its reply may tear away what was on its way to the others; and
+        # a put may have met the death before this call did.
+        self.find()
+        return self._incarnations != self._met or isinstance(error, GroupChangedError)
 
     def _meet(self) -> None:
         """Let the shards form a group, and agree on which rounds are out."""
-        if self._group is not None or self.size == 1:
+        if self.size == 1 or (self._group is not None and self._met == self._incarnations):
             return
+        self._met = list(self._incarnations)
         self._leave()
         opened = self.actors[0].open_rendezvous.remote(self._incarnations[0])
         host, port = self.get([opened])[0]
