@@ -53,7 +53,7 @@ ALLOWED = {
     ("datasets.files", "fsspec.core.url_to_fs"): "refuses protocols that give orders",
     **{
         (f"graph_store.{name}", "fsspec.core.url_to_fs"): "in a run's directory, opened before"
-        for name in ("journal_files", "recovery", "snapshot")
+        for name in ("journal_files", "recovery", "storage")
     },
     ("graph_store.actors", "cloudpickle.loads"): "from the store's creator, over Ray, never a file",
 }

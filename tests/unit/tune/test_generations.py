@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from labelmesh.trainers.checkpoint import FORMAT
 from labelmesh.trainers.config import ConfigError, RunSpec, load_config
 from labelmesh.trainers.run_dir import RunDir
 from labelmesh.tune.generations import POPULATION_FILE, check_population, train_population
@@ -64,7 +65,8 @@ class Trainers:
                 record = {"kind": "eval", "split": "val", "epoch": epoch, "accuracy": value}
                 run.append("metrics.jsonl", record)
             position = {"epoch": epoch, "step": epoch, "world_size": 1}
-            run.write_json(f"checkpoints/epoch-{epoch:04d}/COMMIT.json", position)
+            commit = {"format": FORMAT, "position": position, "files": {}}
+            run.write_json(f"checkpoints/epoch-{epoch:04d}/COMMIT.json", commit)
         self.trained.append((member, until or 5))
         if until is None:
             point = Point(dict(params), (value,), 1.0, "finished", None, 5)
