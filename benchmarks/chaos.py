@@ -230,19 +230,24 @@ def train(name: str, args: argparse.Namespace, nodes: Nodes, kills: int) -> list
         if not _strike(death, driver, nodes, orders, draw, args.limit_s):
             print(f"the run was over before death {number}", flush=True)
             break
-        began, before, starts = time.monotonic(), checkpoints(run), driver.starts
-        if not until(lambda: bool(checkpoints(run) - before), driver, nodes, args.limit_s):
-            deaths.append(death)
+        began, starts = time.monotonic(), driver.starts
+        deaths.append(death)
+        if not _wait_for_progress(run, driver, nodes, args.limit_s):
             break
         death.seconds = time.monotonic() - began
         death.attempts = driver.starts - starts
-        deaths.append(death)
         print(f"{number:3d} {victim:8s} {moment:12s} {death.seconds:6.1f} s", flush=True)
     while driver.keep_alive():
         nodes.refill()
         time.sleep(0.2)
     print(f"{name}: the command was started {driver.starts} times", flush=True)
     return deaths
+
+
+def _wait_for_progress(run: Path, driver: Driver, nodes: Nodes, limit_s: float) -> bool:
+    """Until there is a checkpoint that was not there; False where the run is finished."""
+    before = checkpoints(run)
+    return until(lambda: bool(checkpoints(run) - before), driver, nodes, limit_s)
 
 
 def _strike(
@@ -298,7 +303,7 @@ def differences(whole: Path, hurt: Path) -> list[str]:
 
 
 def table(deaths: list[Death]) -> str:
-    """Deaths by who and when, and the median time to the next checkpoint."""
+    """Deaths by who and when, with medians of the time."""
     groups: dict[tuple[str, str], list[Death]] = defaultdict(list)
     for death in deaths:
         groups[death.victim, death.moment].append(death)

@@ -85,6 +85,8 @@ _GONE = frozenset(
         "DistStoreError",
     }
 )
+# Exceptions whose messages may quote a lost connection, but not to a process of the run.
+_OWN = frozenset({"StorageError", "JournalError"})
 # What gloo and NCCL say in plain RuntimeErrors when a peer's process has gone.
 _PEER_GONE = (
     "connection closed by peer",
@@ -103,6 +105,8 @@ def tells_of_loss(error: BaseException) -> bool:
     """Whether an exception says that another process went away, not that this one erred."""
     names = {t.__name__ for t in type(error).__mro__}
     if names & {"OutOfMemoryError"} and "torch" in type(error).__module__:
+        return False
+    if names & _OWN:
         return False
     if names & _GONE:
         return True

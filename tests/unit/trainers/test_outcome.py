@@ -6,6 +6,7 @@ import pytest
 import ray.exceptions
 import torch
 from labelmesh.graph_store.sharded_view import PeerLostError
+from labelmesh.graph_store.storage import StorageError
 from labelmesh.graph_store.store import StoreLostError
 from labelmesh.trainers.outcome import Broke, Lost, classify, root_cause, tells_of_loss
 
@@ -42,6 +43,7 @@ def test_processes_that_went_away_are_a_loss(error: BaseException) -> None:
         RuntimeError("loss is nan"),
         torch.OutOfMemoryError("CUDA out of memory"),
         OSError(28, "No space left on device"),
+        StorageError("s3://bucket/run: connection refused"),
         KeyError("features"),
     ],
 )
