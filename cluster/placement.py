@@ -8,7 +8,7 @@ from typing import Literal
 
 from ..trainers.config import RunSpec
 from ..trainers.placement import Placement
-from .resources import Need, ResourceError, check, needs, num_trainers
+from .resources import Need, ResourceError, check, needs
 
 _ROUNDING = 1e-6
 
@@ -131,9 +131,8 @@ def plan_run(
         cpus, gpus = max(cpus, maximum[0]), max(gpus, maximum[1])
     check(spec, cpus=cpus, gpus=gpus)
     trainers, shards = needs(spec)[0], needs(spec)[1] if spec.method.uses_graph else None
-    least, most = num_trainers(spec)
     for nodes in (free, total):
-        for count in range(most, least - 1, -1):
+        for count in spec.train.world_sizes:
             try:
                 wanted = replace(trainers, count=count)
                 return plan_placement(nodes, wanted, shards, strategy=spec.resources.placement)

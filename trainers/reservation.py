@@ -30,8 +30,9 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from .config import RunSpec
 from .placement import MakePlacement, Placement
 
-_TRY_S = 5.0
-_WAIT_S = 60.0
+# Whole seconds: Ray cuts off fractions.
+_TRY_S = 5
+_WAIT_S = 60
 _LEAST_CPU = 0.001
 
 
