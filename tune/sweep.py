@@ -25,6 +25,7 @@ from .concurrency import driver_needs, most_at_once
 from .generations import check_population, train_population
 from .metrics import METRICS
 from .points import Point, SweepResult
+from .report import write_sweep_report
 from .search import Params, Searcher, listed_points, make_searcher
 from .sweep_spec import SweepSpec, base_run, best_run, load_sweep, parse_sweep, trial_run
 from .trial import POINT_FILE, read_point
@@ -180,10 +181,10 @@ def conclude(spec: SweepSpec, base: RunSpec, folder: RunDir) -> Sweep:
         points=tuple(point for point in points if point is not None),
         log_keys=space.log_keys,
     )
-    result.save(folder.uri)
+    best = None
     if any(point.state == "finished" for point in result.points):
-        best = best_run(spec, base, result.best.params)
-        folder.write_text("best.toml", best.to_toml())
+        best = best_run(spec, base, result.best.params).to_toml()
+    write_sweep_report(result, folder.uri, best)
     return Sweep(folder.uri, result)
 
 

@@ -203,6 +203,12 @@ def load_sweep(sweep: str | Path, overrides: Mapping[str, Any] | None = None) ->
         ConfigError: No such file, unknown key, wrong type or value out of range.
     """
     path = shipped_sweeps().get(str(sweep)) or Path(sweep)
+    if (Path(__file__).parent / "sweeps" / f"{sweep}.toml").is_file() and str(sweep) not in (
+        shipped_sweeps()
+    ):
+        raise ConfigError(
+            f"{str(sweep)!r} sweeps the graph of a run alone: labelmesh tune-graph RUN {sweep}"
+        )
     if not path.is_file():
         near = difflib.get_close_matches(str(sweep), shipped_sweeps(), n=1, cutoff=0.4)
         hint = f"; did you mean {near[0]!r}?" if near else ""

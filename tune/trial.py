@@ -17,7 +17,7 @@ from typing import Any
 from ..cluster.api import connect
 from ..datasets.masking import masked_text
 from ..trainers.config import RunSpec
-from ..trainers.outcome import root_cause
+from ..trainers.outcome import RunPaused, root_cause
 from ..trainers.run_dir import RunDir
 from .metrics import METRICS, Metric
 from .points import Point, State, from_json, to_json
@@ -79,6 +79,8 @@ def run_point(task: Task, report: Report) -> Point:
     for seed in range(task.spec.search.num_seeds):
         try:
             done = run_seed(task, seed, report if seed == 0 else None)
+        except RunPaused:  # not broken: begun again from the checkpoint that it made
+            raise
         except Exception as problem:  # whatever it is, the sweep goes on with its other points
             state, error = "failed", sentence(problem)
             seconds += time.perf_counter() - start
