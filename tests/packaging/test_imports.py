@@ -30,6 +30,7 @@ HEAVY = {
         "cluster.api",
         "cluster.jobs",
         "cluster.nodes",
+        "cluster.room",
         "graph_store.actors",
         "graph_store.facade",
         "graph_store.ray_store",
