@@ -47,8 +47,11 @@ def open_rendezvous(host: str) -> Any:
 
 
 def reach_rendezvous(host: str, port: int) -> Any:
-    """The key-value store that another process opened."""
-    return _c10d.TCPStore(host, port, is_master=False, wait_for_workers=False)
+    """The key-value store that another process opened; that process may have died since."""
+    soon = timedelta(seconds=30)
+    keys = _c10d.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=soon)
+    keys.set_timeout(timedelta(seconds=300))  # others may come late: they may be at work
+    return keys
 
 
 class ShardGroup:
