@@ -57,9 +57,13 @@ def watched(
     heartbeat = Heartbeat(run, begun)
     listeners: list[OnEvent] = [heartbeat.record, tracker.record]
     if on_ray:
-        from ..trainers.gauges import Gauges
+        from ..trainers.gauges import Gauges, node_addresses
 
-        listeners.append(Gauges(spec.name, method, num_nodes=tracker.num_nodes).record)
+        listeners = [
+            lambda event: heartbeat.record(with_addresses(event, node_addresses)),
+            tracker.record,
+            Gauges(spec.name, method, num_nodes=tracker.num_nodes).record,
+        ]
 
     def tell(event: dict[str, Any]) -> None:
         if on_event is not None:
@@ -91,6 +95,22 @@ def _safely(listener: OnEvent, event: dict[str, Any]) -> None:
         LOG.warning(
             "an event of kind %r is not shown: %s", event.get("kind"), masked_text(str(error))
         )
+
+
+def with_addresses(
+    event: dict[str, Any], addresses: Callable[[], Mapping[str, str]]
+) -> dict[str, Any]:
+    """An event that says where processes run, with addresses instead of Ray's names of nodes."""
+    if event.get("kind") == "workers":
+        known = addresses()
+        return {**event, "nodes": {r: known.get(n, n) for r, n in event["nodes"].items()}}
+    if event.get("kind") == "shards":
+        known = addresses()
+        shards = {
+            r: {**s, "node": known.get(s["node"], s["node"])} for r, s in event["shards"].items()
+        }
+        return {**event, "shards": shards}
+    return event
 
 
 def resume_command(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import ray
 from ray.util.metrics import Counter, Gauge
 
 TAGS = ("run", "method")
@@ -71,9 +72,9 @@ class Gauges:
             self._set(about, event.get(key))
         if kind == "eval":
             self._set(ACCURACY, event["accuracy"], split=str(event["split"]))
-        elif kind == "store":
-            for shard in event["shards"]:
-                self._set(WAITING_PUTS, shard["waiting_puts"], shard=str(shard["shard"]))
+        elif kind == "queues":
+            for shard, count in event["waiting_puts"].items():
+                self._set(WAITING_PUTS, count, shard=str(shard))
         elif kind == "attempt" and int(event["number"]) > 1:
             self._count("restart")
         if kind in COUNTERS:
@@ -92,6 +93,11 @@ class Gauges:
         if name not in self._counters:
             self._counters[name] = Counter(name, meaning, tag_keys=TAGS)
         self._counters[name].inc(1, self._tags)
+
+
+def node_addresses() -> dict[str, str]:
+    """Addresses of the cluster's nodes, by Ray's name of them."""
+    return {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes()}
 
 
 def metric_names() -> frozenset[str]:

@@ -227,14 +227,21 @@ def _workers(status: RunStatus, event: Event, now: float) -> RunStatus:
     return replace(status, trainers={str(k): str(v) for k, v in event["nodes"].items()})
 
 
-def _store(status: RunStatus, event: Event, now: float) -> RunStatus:
-    shards = event["shards"]
-    return replace(
-        status,
-        num_shards=len(shards),
-        shards={str(s["shard"]): str(s["node"]) for s in shards if s.get("node")},
-        waiting_puts={str(s["shard"]): int(s["waiting_puts"]) for s in shards},
-    )
+def _shards(status: RunStatus, event: Event, now: float) -> RunStatus:
+    nodes = {str(rank): str(about["node"]) for rank, about in event["shards"].items()}
+    return replace(status, num_shards=len(nodes), shards=nodes)
+
+
+def _queues(status: RunStatus, event: Event, now: float) -> RunStatus:
+    waiting = {str(rank): int(count) for rank, count in event["waiting_puts"].items()}
+    return replace(status, waiting_puts=waiting)
+
+
+def _waiting(status: RunStatus, event: Event, now: float) -> RunStatus:
+    reason = event.get("reason")
+    if reason is None and "trainers" in event:
+        reason = f"no room for {event['trainers']} trainers and {event['shards']} shards"
+    return replace(status, state="waiting", reason=reason)
 
 
 def _lost(status: RunStatus, event: Event, now: float) -> RunStatus:
@@ -258,9 +265,10 @@ _STEPS: Mapping[str, Callable[[RunStatus, Event, float], RunStatus]] = {
     "checkpoint": _checkpoint,
     "attempt": _attempt,
     "workers": _workers,
-    "store": _store,
+    "shards": _shards,
+    "queues": _queues,
     "lost": _lost,
-    "waiting": _state("waiting"),
+    "waiting": _waiting,
     "pausing": _state("pausing"),
     "paused": _state("restarting"),
     **{name: _state(name) for name in ("finished", "failed", "stopped")},

@@ -33,7 +33,7 @@ EVENTS: list[dict[str, Any]] = [
     {"kind": "checkpoint", "name": "epoch-0003", "seconds": 1.5},
     {"kind": "lost", "reason": "a worker died", "failures": 1},
     {"kind": "attempt", "number": 2, "workers": 1, "resumed_from": "epoch-0003"},
-    {"kind": "store", "shards": [{"shard": 0, "node": "10.0.0.1", "waiting_puts": 7}]},
+    {"kind": "queues", "waiting_puts": {0: 7}},
 ]
 SAMPLE = re.compile(r"^(ray_labelmesh_\w+)\{(.*)\} (\S+)$", re.MULTILINE)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from labelmesh.cluster.watch import resume_command, watched
+from labelmesh.cluster.watch import resume_command, watched, with_addresses
 from labelmesh.trainers.config import RunSpec, parse_overrides, parse_spec
 from labelmesh.trainers.heartbeat import read_status
 from labelmesh.trainers.run_dir import RunDir
@@ -79,3 +79,15 @@ def test_the_command_to_go_on_is_the_one_that_began() -> None:
     given = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
     assert parse_overrides(given) == {**overrides, "data.uri": "s3://***@bucket/my data"}
     assert resume_command(parse_spec(SPEC), {}, name=None, out=None) is None
+
+
+def test_people_see_addresses_of_nodes() -> None:
+    events: list[dict[str, Any]] = [
+        {"kind": "workers", "nodes": {0: "f00", 1: "ba5"}, "pids": {0: 1, 1: 2}},
+        {"kind": "shards", "shards": {0: {"node": "f00", "pid": 3}}},
+        {"kind": "train", "step": 1},
+    ]
+    workers, shards, train = (with_addresses(e, lambda: {"f00": "10.0.0.1"}) for e in events)
+    assert workers["nodes"] == {0: "10.0.0.1", 1: "ba5"}
+    assert shards["shards"] == {0: {"node": "10.0.0.1", "pid": 3}}
+    assert train is events[2]

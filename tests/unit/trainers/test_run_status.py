@@ -76,13 +76,20 @@ def after(*events: dict[str, Any], status: RunStatus = NEW, every_s: float = 1.0
             [{"kind": "waiting", "reason": "needs 4 CPUs, has 2"}],
             {"state": "waiting", "reason": "needs 4 CPUs, has 2"},
         ),
+        (
+            [{"kind": "waiting", "trainers": 2, "shards": 1}],
+            {"state": "waiting", "reason": "no room for 2 trainers and 1 shards"},
+        ),
         ([{"kind": "pausing", "reason": "a machine leaves"}], {"state": "pausing"}),
         (
             [{"kind": "workers", "nodes": {0: "10.0.0.1", 1: "10.0.0.2"}, "pids": {0: 1, 1: 2}}],
             {"trainers": {"0": "10.0.0.1", "1": "10.0.0.2"}},
         ),
         (
-            [{"kind": "store", "shards": [{"shard": 0, "node": "10.0.0.1", "waiting_puts": 3}]}],
+            [
+                {"kind": "shards", "shards": {0: {"node": "10.0.0.1", "pid": 7}}},
+                {"kind": "queues", "waiting_puts": {0: 3}},
+            ],
             {"num_shards": 1, "shards": {"0": "10.0.0.1"}, "waiting_puts": {"0": 3}},
         ),
         ([{"kind": "weather", "sun": True}, {}], {"state": "starting"}),
