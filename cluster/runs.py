@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import time
 import tomllib
 from typing import Any
 
 from ..trainers.run_dir import RunDir
+from .status import examine
 
 
 def list_runs(folder: str) -> list[dict[str, Any]]:
     """One entry per run in `folder` (a path or URI), by name; empty if there is no such folder.
 
-    `state` is "finished" once the run has written its result, "unfinished" before that and after
-    an interruption.
+    `state` is what `labelmesh status` says: "training", "failed", "gone" ...; "finished" once the
+    run has written its result, and "unfinished" for a run without a status.
     """
     place = RunDir(folder)
     names = [name for name in place.names("") if place.exists(f"{name}/config.toml")]
@@ -27,7 +29,7 @@ def _describe(run: RunDir, name: str) -> dict[str, Any]:
     return {
         "name": name,
         "method": config.get("method", {}).get("name"),
-        "state": "finished" if result else "unfinished",
+        "state": examine(run, time.time())["state"],
         "epochs": max(begun) + 1 if begun else 0,
         "test_accuracy": result.get("test/accuracy"),
         "baseline_test_accuracy": result.get("baseline/test/accuracy"),

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .output import duration, print_json, printable
+from .job_commands import Address
+from .output import duration, print_json, print_table, printable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -23,34 +24,65 @@ def status(
     watch: Annotated[bool, typer.Option("--watch", help="Go on until all runs have ended.")] = (
         False
     ),
+    cluster: Annotated[
+        bool, typer.Option("--cluster", help="Also the Ray cluster's nodes and jobs.")
+    ] = False,
+    address: Address = None,
     json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = (
         False
     ),
 ) -> None:
     """Show what runs are doing: rounds, steps, time left, restarts, and what to do if one died."""
-    if watch and json:
-        raise ValueError("--watch and --json exclude each other: a program asks again by itself")
-    entries = _examine(place)
+    if watch and (json or cluster or address):
+        raise ValueError(
+            "--watch shows runs alone, for people; leave out --json, --cluster and --address"
+        )
+    ray = _ask_cluster(address) if cluster or address else None
+    entries = _examine(place, may_be_none=ray is not None)
     if watch:
         _watch(place)
     elif json:
-        print_json({"runs": entries})
+        print_json({"runs": entries} if ray is None else {"runs": entries, "cluster": ray})
     else:
         from rich.console import Console
 
-        Console(soft_wrap=True).print(_shown(entries))
+        if entries:
+            Console(soft_wrap=True).print(_shown(entries))
+        if ray is not None:
+            _print_cluster(ray)
 
 
-def _examine(place: str) -> list[dict[str, Any]]:
+def _ask_cluster(address: str | None) -> dict[str, Any]:
+    from .jobs import cluster_status
+
+    return cluster_status(address)
+
+
+def _print_cluster(ray: Mapping[str, Any]) -> None:
+    def used(node: Mapping[str, Any], kind: str) -> str:
+        return f"{node[f'{kind}_used']:g} of {node[kind]:g}"
+
+    nodes = [
+        [node["host"], node["ip"], used(node, "cpus"), used(node, "gpus"), node["memory_gib"]]
+        for node in ray["nodes"]
+    ]
+    header = ["node", "address", "CPUs in use", "GPUs in use", "memory, GiB"]
+    print_table(header, nodes, title=f"Ray {ray['ray']} at {ray['address']}")
+    if ray["jobs"]:
+        jobs = [[job["id"], job["status"], job["seconds"], job["command"]] for job in ray["jobs"]]
+        print_table(["job", "status", "seconds", "command"], jobs)
+
+
+def _examine(place: str, *, may_be_none: bool = False) -> list[dict[str, Any]]:
     """All runs there.
 
     Raises:
-        ValueError: There is none.
+        ValueError: There is none, though there should be.
     """
     from .status import examine, find_runs
 
     runs = find_runs(place)
-    if not runs:
+    if not runs and not may_be_none:
         raise ValueError(f"no runs in {place!r}; give the folder of a run, or one that holds runs")
     return [examine(run, time.time()) for run in runs]
 

@@ -13,9 +13,11 @@ import pytest
 import torch
 from labelmesh.cluster import driver
 from labelmesh.cluster.api import Run
+from labelmesh.cluster.status import examine
 from labelmesh.datasets.importing import import_dataset
 from labelmesh.trainers.config import ConfigError
 from labelmesh.trainers.run_dir import RunDir
+from labelmesh.trainers.tensorboard_sink import read_points
 from safetensors.torch import load_file
 
 FAST = {
@@ -54,7 +56,7 @@ def train(digits: str, out: Path, config: str = "dag-digits", **changes: Any) ->
 
 @pytest.fixture(scope="module")
 def finished(digits: str, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return train(digits, tmp_path_factory.mktemp("runs"))
+    return train(digits, tmp_path_factory.mktemp("runs"), tracking__tensorboard=True)
 
 
 def test_run_leaves_every_promised_file(finished: Run) -> None:
@@ -69,6 +71,8 @@ def test_run_leaves_every_promised_file(finished: Run) -> None:
         "model.safetensors",
         "report.html",
         "result.json",
+        "status.json",
+        "tensorboard",
     }
     assert promised <= {p.name for p in finished.path.iterdir()}
 
@@ -223,7 +227,7 @@ class Killed(RuntimeError):
 def test_interrupted_run_continues_bit_for_bit(
     config: str, digits: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = train(digits, tmp_path, config, name="whole")
+    whole = train(digits, tmp_path, config, name="whole", tracking__tensorboard=True)
     from labelmesh.trainers import loop
 
     undisturbed = loop.train_epoch
@@ -235,9 +239,12 @@ def test_interrupted_run_continues_bit_for_bit(
 
     monkeypatch.setattr(loop, "train_epoch", dies_in_the_third)
     with pytest.raises(Killed):
-        train(digits, tmp_path, config, name="killed")
+        train(digits, tmp_path, config, name="killed", tracking__tensorboard=True)
     monkeypatch.setattr(loop, "train_epoch", undisturbed)
-    resumed = train(digits, tmp_path, config, name="killed", resume=True)
+    assert examine(RunDir(str(tmp_path / "killed")), 0.0)["state"] == "stopped"
+    resumed = train(
+        digits, tmp_path, config, name="killed", resume=True, tracking__tensorboard=True
+    )
     a, b = (load_file(r.path / "model.safetensors") for r in (whole, resumed))
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert whole.labels().equals(resumed.labels())
@@ -246,6 +253,23 @@ def test_interrupted_run_continues_bit_for_bit(
         for run in (whole, resumed)
     ]
     assert accuracies[0] == accuracies[1]
+    assert curves(whole) == curves(resumed)
+    status = examine(resumed.dir, 0.0)
+    assert (status["state"], status["restarts"], status["checkpoint"]) == (
+        "finished",
+        1,
+        "epoch-0003",
+    )
+
+
+def curves(run: Run) -> tuple[set[tuple[str, int]], set[tuple[str, int, str]]]:
+    """What the run's TensorBoard file says: tags and steps, and the values of what is learned."""
+    (path,) = (run.path / "tensorboard").iterdir()
+    points = [point for point, _ in read_points(path)]
+    steps = [(tag, step) for tag, step, _ in points]
+    assert len(set(steps)) == len(steps)
+    learned = ("train/", "val/", "test/", "nodes/", "round/coverage")
+    return set(steps), {point for point in points if point[0].startswith(learned)}
 
 
 def test_finished_run_is_not_trained_again(

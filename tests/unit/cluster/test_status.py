@@ -177,7 +177,7 @@ def test_watching_ends_when_all_runs_have(
     ("arguments", "message"),
     [
         (["nowhere"], "no runs in 'nowhere'"),
-        (["nowhere", "--watch", "--json"], "--watch and --json exclude each other"),
+        (["nowhere", "--watch", "--json"], "--watch shows runs alone"),
     ],
 )
 def test_bad_input_is_one_sentence(
@@ -190,3 +190,28 @@ def test_bad_input_is_one_sentence(
     monkeypatch.chdir(tmp_path)
     assert call(*arguments) == 2
     assert message in capsys.readouterr().err
+
+
+def test_the_cluster_is_shown_beside_the_runs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    node = {"host": "head", "ip": "10.0.0.1", "memory_gib": 64.0}
+    node |= {"cpus": 8.0, "cpus_used": 1.5, "gpus": 2.0, "gpus_used": 0.0}
+    job = {"id": "job-1", "status": "RUNNING", "seconds": 5.0, "command": "train dag-digits"}
+    answer = {"address": "http://head:8265", "ray": "2.60.0", "nodes": [node], "jobs": [job]}
+    asked = []
+
+    def ask(address: str | None) -> dict[str, Any]:
+        asked.append(address)
+        return answer
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(status_command, "_ask_cluster", ask)
+    assert call("--cluster") == 0
+    out = capsys.readouterr().out
+    assert "Ray 2.60.0 at http://head:8265" in out
+    assert "1.5 of 8" in out
+    assert "RUNNING" in out
+    assert call("--address", "http://head:8265", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == {"runs": [], "cluster": answer}
+    assert asked == [None, "http://head:8265"]
