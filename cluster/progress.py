@@ -46,6 +46,11 @@ _COLUMNS = {
     "val": "validation",
     "test": "test",
 }
+_NOTICES = {
+    "waiting": "waiting until the cluster has room",
+    "pausing": "pausing",
+    "lost": "going on from the last checkpoint",
+}
 _SHOWN = frozenset({"train", "round", "eval"})
 _SHARES = frozenset({"coverage", "pseudo_accuracy", "accuracy", "val", "test"})
 
@@ -100,7 +105,7 @@ class Progress:
     def update(self, event: Event) -> None:
         """Take in one record. Unknown kinds and keys are ignored: progress never stops a run."""
         self._remember(event)
-        if self._live is not None and event.get("kind") == "waiting":
+        if self._live is not None and event.get("kind") in _NOTICES:
             self._live.console.print(self.line(event), highlight=False, markup=False)
         elif self._live is not None:
             self._live.update(self.render())
@@ -125,9 +130,11 @@ class Progress:
                 f"{_shown('num_labeled', event.get('num_labeled'))} labeled, "
                 f"{event.get('epochs')} epochs, {_shown('num_steps', event.get('num_steps'))} steps"
             )
-        if kind == "waiting":
-            wanted = f"{event.get('trainers')} trainers and {event.get('shards')} shards"
-            return f"{self._title}: waiting until the cluster has room for {wanted}"
+        if kind in _NOTICES:
+            why = f": {event['reason']}" if event.get("reason") else ""
+            if not why and kind == "waiting":
+                why = f" for {event.get('trainers')} trainers and {event.get('shards')} shards"
+            return f"{self._title}: {_NOTICES[str(kind)]}{why}"
         parts = ["baseline"] if event.get("baseline") else []
         if kind == "round":
             parts.append(f"round {event.get('round')}")
@@ -191,7 +198,7 @@ class Progress:
     def _is_due(self, event: Event) -> bool:
         if event.get("kind") == "train":
             return self._clock() - self._last_line_s >= self._pause_s
-        return event.get("kind") in {"start", "round", "eval", "waiting"}
+        return event.get("kind") in {"start", "round", "eval", *_NOTICES}
 
     def _position(self, event: Event) -> str:
         epochs, steps = self._total.get("epochs"), self._total.get("num_steps")

@@ -76,6 +76,8 @@ def advice(status: RunStatus, silent_s: float | None) -> str | None:
             f"no sign of life for {duration(silent_s)}: has the driver (process {status.pid} on "
             f"{status.host}) gone? Go on with: {command}"
         )
+    if status.state == "failed":
+        return f"once its cause is gone, go on with: {command}"
     if status.state in {"paused", "stopped"}:
         return f"go on with: {command}"
     return None

@@ -19,6 +19,7 @@ import tomli_w
 from ..datasets.masking import masked_text, masked_uri
 from ..trainers.config import RunSpec, method_name
 from ..trainers.heartbeat import Heartbeat
+from ..trainers.outcome import RunPaused
 from ..trainers.run_dir import RunDir
 from ..trainers.run_status import RunStatus
 from ..trainers.tracking import Tracker
@@ -77,6 +78,9 @@ def watched(
     try:
         yield tell
         state = "finished"
+    except RunPaused as error:
+        state, reason = "paused", str(error)
+        raise
     except Exception as error:
         state, reason = "failed", str(error) or type(error).__name__
         raise

@@ -3,42 +3,45 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol, runtime_checkable
 
 EVERY_S = 5.0
 
+OnEvent = Callable[[dict[str, Any]], None]
 
+
+@runtime_checkable
 class Described(Protocol):
     """A store that tells of its shards."""
 
     def describe(self, timeout_s: float | None = None) -> Sequence[Any]: ...
 
 
-class QueueWatch:
-    """Tells `{"kind": "queues", "waiting_puts": {shard: count}}` until it is closed; a thread."""
+@contextmanager
+def queues_told(
+    store: Described | None, on_event: OnEvent, *, every_s: float = EVERY_S
+) -> Iterator[None]:
+    """Within it `{"kind": "queues", "waiting_puts": {shard: count}}` is told, from a thread."""
+    if store is None:
+        yield
+        return
+    is_over = threading.Event()
+    arguments = (store, on_event, is_over, every_s)
+    thread = threading.Thread(target=_tell, args=arguments, name="queues", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()
 
-    def __init__(
-        self,
-        store: Described,
-        on_event: Callable[[dict[str, Any]], None],
-        *,
-        every_s: float = EVERY_S,
-    ) -> None:
-        self._store, self._on_event, self._every_s = store, on_event, every_s
-        self._is_over = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="queues", daemon=True)
-        self._thread.start()
 
-    def close(self) -> None:
-        self._is_over.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        while not self._is_over.wait(self._every_s):
-            try:
-                shards = self._store.describe(timeout_s=self._every_s)
-            except Exception:
-                continue  # a shard that is restarted; others say what has become of it
-            waiting = {shard.rank: shard.num_waiting for shard in shards}
-            self._on_event({"kind": "queues", "waiting_puts": waiting})
+def _tell(store: Described, on_event: OnEvent, is_over: threading.Event, every_s: float) -> None:
+    while not is_over.wait(every_s):
+        try:
+            shards = store.describe(timeout_s=every_s)
+        except Exception:
+            continue  # a shard is restarted; what becomes of it is for others to say
+        on_event({"kind": "queues", "waiting_puts": {s.rank: s.num_waiting for s in shards}})

@@ -29,6 +29,7 @@ from .launch import SPLIT_FILE, OnEvent, WhyPause, graph_options, newest_checkpo
 from .outcome import Broke, Finished, Outcome, Paused, PausedAt, classify
 from .placement import MakePlacement
 from .prepare import Prepared, forget_after
+from .queues import queues_told
 from .reservation import Reservation, reserve, room
 from .run_dir import RunDir
 from .worker import Job, run_job
@@ -79,7 +80,8 @@ class RaySession:
         watcher = Watcher(board, self._on_event, why_pause)
         nodes = _living_nodes()
         self._reservation.release_trainers()
-        failure = _fit(job, board, num_workers, self._reservation)
+        with queues_told(store, self._on_event):
+            failure = _fit(job, board, num_workers, self._reservation)
         watcher.close()
         _kill(board)
         if watcher.checkpoint is not None or not nodes <= _living_nodes():

@@ -241,7 +241,7 @@ def test_interrupted_run_continues_bit_for_bit(
     with pytest.raises(Killed):
         train(digits, tmp_path, config, name="killed", tracking__tensorboard=True)
     monkeypatch.setattr(loop, "train_epoch", undisturbed)
-    assert examine(RunDir(str(tmp_path / "killed")), 0.0)["state"] == "stopped"
+    assert examine(RunDir(str(tmp_path / "killed")), 0.0)["state"] == "failed"
     resumed = train(
         digits, tmp_path, config, name="killed", resume=True, tracking__tensorboard=True
     )

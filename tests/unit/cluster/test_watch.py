@@ -12,6 +12,7 @@ import pytest
 from labelmesh.cluster.watch import resume_command, watched, with_addresses
 from labelmesh.trainers.config import RunSpec, parse_overrides, parse_spec
 from labelmesh.trainers.heartbeat import read_status
+from labelmesh.trainers.outcome import RunPaused
 from labelmesh.trainers.run_dir import RunDir
 from labelmesh.trainers.run_status import RunStatus
 from labelmesh.trainers.tracking import open_tracker
@@ -44,6 +45,7 @@ def watch(run: RunDir, spec: RunSpec, error: BaseException | None) -> tuple[RunS
     [
         (None, "finished", None),
         (OSError("s3://key:secret@bucket is full"), "failed", "s3://***@bucket is full"),
+        (RunPaused("stopped by SIGTERM"), "paused", "stopped by SIGTERM"),
         (KeyboardInterrupt(), "stopped", "KeyboardInterrupt"),
     ],
 )
