@@ -14,6 +14,7 @@ import pytest
 import torch
 from labelmesh.cluster.api import Run
 from labelmesh.cluster.resources import ResourceError
+from labelmesh.cluster.status import examine
 from labelmesh.datasets.importing import import_dataset
 from labelmesh.trainers.outcome import RunFailed, RunPaused
 from safetensors.torch import load_file
@@ -84,7 +85,11 @@ def test_driver_sees_rounds_steps_and_the_end(
     assert kinds[0] == "attempt"
     assert kinds.count("start") == kinds.count("workers") == 1
     assert [e["round"] for e in events if e["kind"] == "round"] == [0, 1, 2, 3]
-    assert events[-1]["accuracy"] == run.metrics["test/accuracy"]
+    said = [e for e in events if e["kind"] != "queues"]
+    assert said[-1]["accuracy"] == run.metrics["test/accuracy"]
+    status = examine(run.dir, 0.0)
+    assert (status["state"], status["num_workers"], status["restarts"]) == ("finished", 2, 0)
+    assert sorted(status["trainers"]) == sorted(status["shards"]) == ["0", "1"]
     assert (run.path / "report.html").is_file()
 
 
