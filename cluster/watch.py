@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import shlex
+import threading
 import time
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
@@ -66,11 +67,15 @@ def watched(
             Gauges(spec.name, method, num_nodes=tracker.num_nodes).record,
         ]
 
+    # Events come from several threads: of the worker group, the supervisor and the shards' queues.
+    one_at_a_time = threading.RLock()
+
     def tell(event: dict[str, Any]) -> None:
-        if on_event is not None:
-            on_event(event)
-        for listener in listeners:
-            _safely(listener, event)
+        with one_at_a_time:
+            if on_event is not None:
+                on_event(event)
+            for listener in listeners:
+                _safely(listener, event)
 
     heartbeat.start()
     tracker.start()

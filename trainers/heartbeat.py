@@ -22,6 +22,8 @@ LOG = logging.getLogger("labelmesh.status")
 FILE = "status.json"
 # Between two signs of life, on a file system and on an object store, where every write is billed.
 _EVERY_S, _EVERY_REMOTE_S = 5.0, 20.0
+# How long the end of a run waits for a write that hangs.
+_CLOSE_S = 30.0
 
 
 def read_status(run: RunDir) -> RunStatus | None:
@@ -75,7 +77,7 @@ class Heartbeat:
         """Write how the run ended."""
         self._is_over.set()
         if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(_CLOSE_S)
         said = None if reason is None else masked_text(reason)
         with self._lock:
             self._status = replace(self._status, state=state, reason=said)

@@ -23,8 +23,8 @@ from .scalars import Point, in_order, points_of
 
 LOG = logging.getLogger("labelmesh.tracking")
 
-# How often sinks are shown what is new, in seconds.
-EVERY_S = 10.0
+# How often sinks are shown what is new, in seconds; on object stores every look reads whole files.
+EVERY_S, EVERY_REMOTE_S = 10.0, 30.0
 # Between two attempts to reach a sink that failed.
 RETRY_S = 60.0
 # How long the end of a run waits for its sinks.
@@ -184,7 +184,8 @@ def open_tracker(
             )
         uri = mlflow_address(spec.tracking.mlflow_uri, os.environ)
         sinks.append(GuardedSink("MLflow", lambda: _mlflow(uri, spec, run), clock))
-    return Tracker(run, sinks, num_nodes=num_nodes)
+    every_s = EVERY_S if run.local_path is not None else EVERY_REMOTE_S
+    return Tracker(run, sinks, num_nodes=num_nodes, every_s=every_s)
 
 
 def mlflow_address(uri: str, environ: Mapping[str, str]) -> str:
