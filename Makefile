@@ -5,6 +5,9 @@ PYTHON ?= python3
 VENV   ?= .venv
 EXTRAS ?= cpu,hf,s3,dev
 PYTEST_ARGS ?=
+# Processes that test beside each other. All tests on Ray go to one of them (tests/conftest.py), and
+# each computes with one thread: more would only wait for the other's.
+TESTERS ?= 2
 # Where `make fuzz` begins, and how long it goes on.
 SEED    ?= 0
 SECONDS ?= 600
@@ -16,6 +19,7 @@ STAMP := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 PARTS := cluster datasets graph_store trainers tune
 # Only folders that hold Python files: mypy stops at an empty one.
 TYPED := $(foreach part,$(PARTS),$(if $(wildcard $(part)/*.py),-p labelmesh.$(part)))
+BESIDE := OMP_NUM_THREADS=1 $(PY) -m pytest -n $(TESTERS) --dist loadgroup --no-loadscope-reorder
 
 export DS_BUILD_OPS := 0
 
@@ -47,10 +51,10 @@ results: env  ## the table of methods on a subset of Fashion-MNIST (DATA=folder 
 	$(PY) benchmarks/results.py --data data/fashion-mnist
 
 test: env  ## every test
-	$(PY) -m pytest $(PYTEST_ARGS)
+	$(BESIDE) $(PYTEST_ARGS)
 
 test-fast: env  ## the tests that start no Ray and take less than half a minute
-	$(PY) -m pytest -m "not ray and not slow" $(PYTEST_ARGS)
+	$(BESIDE) -m "not ray and not slow" $(PYTEST_ARGS)
 
 fuzz: env  ## random histories of moving features against brute force (SEED=0 SECONDS=600)
 	$(PY) tests/fuzz --seed $(SEED) --seconds $(SECONDS)

@@ -16,6 +16,24 @@ os.environ["RAY_AUTH_TOKEN"] = "0123456789abcdef" * 2
 os.environ.pop("RAY_ADDRESS", None)
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Divide the tests for pytest-xdist: what is on Ray, then file by file.
+
+    One process has all tests on Ray, so that one Ray serves them; they come first because they
+    take longest. A file's tests stay together, for the sake of its fixtures.
+    """
+
+    def on_ray(item: pytest.Item) -> bool:
+        fixtures = getattr(item, "fixturenames", ())
+        return item.get_closest_marker("ray") is not None or "ray_local" in fixtures
+
+    if not config.pluginmanager.hasplugin("xdist"):
+        return
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("ray" if on_ray(item) else item.path.stem))
+    items.sort(key=lambda item: not on_ray(item))
+
+
 @pytest.fixture(scope="session")
 def ray_local() -> Iterator[str]:
     """A local Ray of four logical CPUs in a folder of its own; yields its namespace."""

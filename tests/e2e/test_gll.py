@@ -44,7 +44,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def train(digits: str, out: Path, name: str, **changes: Any) -> Run:
     overrides = {**FAST, "data.uri": digits} | {k.replace("__", "."): v for k, v in changes.items()}
-    return lm.connect().train("gll-digits", set=overrides, name=name, out=str(out))
+    return lm.connect().train("gll-digits", set=overrides, name=name, out=str(out), report=False)
 
 
 @pytest.fixture(scope="module")
@@ -180,6 +180,8 @@ def test_base_rows_by_uncertainty_are_read_from_the_last_round(
 def test_adversarial_training_runs(digits: str, tmp_path: Path) -> None:
     changes = {"method.adversarial.eps": 0.1, "method.adversarial.steps": 2}
     overrides = {**FAST, "data.uri": digits, "train.epochs": 1, **changes}
-    run = lm.connect().train("gll-digits", set=overrides, name="pgd", out=str(tmp_path))
+    run = lm.connect().train(
+        "gll-digits", set=overrides, name="pgd", out=str(tmp_path), report=False
+    )
     assert 0 < run.metrics["test/accuracy"] <= 1
     assert json.loads(json.dumps(run.metrics)) == run.metrics

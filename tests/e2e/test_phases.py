@@ -43,7 +43,9 @@ def train(digits: str, out: Path, config: str, name: str, **changes: Any) -> Run
     graph = {} if config == "freematch-digits" else {"graph.k": 6}
     overrides = {**FAST, **graph, "data.uri": digits}
     overrides |= {k.replace("__", "."): v for k, v in changes.items()}
-    return lm.connect().train(config, set=overrides, name=name, out=str(out), resume=resume)
+    return lm.connect().train(
+        config, set=overrides, name=name, out=str(out), resume=resume, report=False
+    )
 
 
 def test_every_phase_visits_its_nodes_once_an_epoch(

@@ -51,12 +51,16 @@ def train(digits: str, out: Path, config: str = "dag-digits", **changes: Any) ->
         **{k.replace("__", "."): v for k, v in changes.items()},
     }
     name, resume = overrides.pop("name", "run"), overrides.pop("resume", False)
-    return lm.connect().train(config, set=overrides, name=name, out=str(out), resume=resume)
+    report = overrides.pop("report", False)
+    return lm.connect().train(
+        config, set=overrides, name=name, out=str(out), resume=resume, report=report
+    )
 
 
 @pytest.fixture(scope="module")
 def finished(digits: str, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return train(digits, tmp_path_factory.mktemp("runs"), tracking__tensorboard=True)
+    out = tmp_path_factory.mktemp("runs")
+    return train(digits, out, report=True, tracking__tensorboard=True)
 
 
 def test_run_leaves_every_promised_file(finished: Run) -> None:
@@ -128,6 +132,7 @@ def test_every_method_runs_to_the_end(config: str, digits: str, tmp_path: Path) 
     run = train(digits, tmp_path, config, train__epochs=2)
     assert 0 < run.metrics["test/accuracy"] <= 1
     assert run.labels().num_rows == 200
+    assert not run.dir.exists("report.html")
 
 
 def test_hidden_labels_reach_no_training_code(finished: Run, digits: str, tmp_path: Path) -> None:
@@ -176,7 +181,9 @@ def test_labels_hidden_by_a_split_reach_no_training_code(digits: str, tmp_path: 
         skipped = {"data.uri", "data.num_nodes", "data.val_share", "train.epochs"}
         overrides = {k: v for k, v in FAST.items() if k not in skipped}
         runs.append(
-            lm.connect().train(config, set=overrides, name=f"{scrambled}", out=str(tmp_path))
+            lm.connect().train(
+                config, set=overrides, name=f"{scrambled}", out=str(tmp_path), report=False
+            )
         )
     a, b = (load_file(r.path / "model.safetensors") for r in runs)
     assert all(torch.equal(a[name], b[name]) for name in a)

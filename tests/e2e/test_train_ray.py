@@ -58,7 +58,13 @@ def train(
         **{k.replace("__", "."): v for k, v in changes.items()},
     }
     return lm.connect().train(
-        "dag-digits", set=overrides, name=name, out=str(out), resume=resume, on_event=on_event
+        "dag-digits",
+        set=overrides,
+        name=name,
+        out=str(out),
+        resume=resume,
+        on_event=on_event,
+        report=False,
     )
 
 
