@@ -195,7 +195,6 @@ def _run_rank(rank: int, world_size: int, folder: Path) -> None:
     (two_ranks if world_size == 2 else four_ranks)(folder)
     from deepspeed.comm import comm
 
-    assert "mlflow" not in sys.modules
     assert comm.cdb.shm_comm_op is None  # nothing was compiled
     dist.barrier()
     dist.destroy_process_group()
