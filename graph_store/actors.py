@@ -84,7 +84,7 @@ class ShardActor:
 
     def leave(self, incarnation: str) -> None:
         """Leave the group; a collective that is under way fails, here or at the others."""
-        self._fence(incarnation)
+        self._fence(incarnation, whole=False)
         group, self._group, self._group_name = self._group, None, None
         self._rendezvous = None  # who still waits there is told by its end
         self._shard.join(None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -43,7 +44,10 @@ class ShardOptions:
 def check_resources(options: ShardOptions, num_shards: int) -> None:
     """Raises ValueError where the shards ask for more than the cluster has."""
     if not ray.is_initialized():
-        ray.init()
+        # Joins the cluster of RAY_ADDRESS, or starts one: with a token, and nothing that listens.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        starts_one = not os.environ.get("RAY_ADDRESS")
+        ray.init(**({"include_dashboard": False} if starts_one else {}))
     if options.node_ids is not None and len(options.node_ids) != num_shards:
         raise ValueError(
             f"node_ids names {len(options.node_ids)} nodes, but there are {num_shards} shards; "

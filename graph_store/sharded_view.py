@@ -10,6 +10,7 @@ float sums depend on how many shards there are.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -42,8 +43,20 @@ class GroupChangedError(PeerLostError):
 
 
 def open_rendezvous(host: str) -> Any:
-    """A key-value store in this process where shards can meet; its `port` is free and chosen."""
-    return _c10d.TCPStore(host, 0, is_master=True, wait_for_workers=False)
+    """A key-value store in this process where shards can meet; its `port` is free and chosen.
+
+    It listens at `host` alone: left to itself it would listen at every address of the machine.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.create_server((host, 0), family=family)
+    port = listener.getsockname()[1]
+    return _c10d.TCPStore(
+        host,
+        port,
+        is_master=True,
+        wait_for_workers=False,
+        master_listen_fd=listener.detach(),
+    )
 
 
 def reach_rendezvous(host: str, port: int) -> Any:
