@@ -70,6 +70,7 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=32)
     parser.add_argument("--k", type=int, default=15)
     parser.add_argument("--classes", type=int, default=10)
+    parser.add_argument("--phases", action="store_true", help="planned: every phase in a table")
     parser.add_argument("--kinds", nargs="+", default=["uniform", "clustered"])
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -82,7 +83,7 @@ def main() -> None:
             if args.part == "counted":
                 counted(setting)
             elif args.part == "planned":
-                planned(setting)
+                (planned if args.phases else overview)(setting)
             elif args.part == "solved":
                 solved(setting)
             else:
@@ -578,6 +579,26 @@ def planned(setting: Setting) -> None:
         print(_line(name, each))
     sizes = cost.resident_bytes(setting)
     print("; ".join(f"{name} {size / 2**30:.3g} GiB" for name, size in sizes.items()))
+
+
+def overview(setting: Setting) -> None:
+    """One line: seconds (NCCL; gloo in brackets) of the phases, and the largest memory."""
+    setting = replace(setting, reference_bytes=2)
+    moved = replace(setting, searched=0.05, touched=0.5)
+    solving = cost.weights(setting) + cost.solve(setting)
+    cells = []
+    for each, is_sparse in (
+        (cost.build(setting), False),
+        (cost.follow(moved), False),
+        (solving, True),
+    ):
+        times = [cost.seconds(each, machine, is_sparse=is_sparse) for machine in (H100, GLOO)]
+        most = max(times[0], key=lambda part: times[0][part])
+        cells.append(f"{sum(times[0].values()):.2g} ({sum(times[1].values()):.2g}), {most}")
+    cells.append(f"{max(cost.resident_bytes(setting).values()) / 2**30:.2g}")
+    cells.append(f"{cost.log(setting).written / 1e9:.2g}")
+    cells.append(f"{cost.read_step(setting, BATCH, setting.num_shards).messages:.0f}")
+    print(f"| {setting.spec.num_nodes:.0e} | {setting.num_shards} | {' | '.join(cells)} |")
 
 
 def _line(name: str, each: Cost) -> str:
