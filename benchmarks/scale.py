@@ -503,9 +503,10 @@ def simulate_search(setting: Setting, partition: Partition) -> None:
     times = num_rounds / run
     note = "" if run == num_rounds else f" ({run} of {num_rounds} rounds run)"
     row(f"search: bytes{note}", expected.received - ranked.received, times * group.traffic.received)
+    calls = cost._SMALL_CALLS * setting.others  # of the update around the search
     row(
         "search: messages",
-        expected.messages - ranked.messages,
+        expected.messages - ranked.messages - calls,
         times * (group.traffic.messages - setting.others),
     )
     print(f"host: buffers and merges of the search, no hits, {times * seconds:.1f} s per shard")
