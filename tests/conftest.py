@@ -18,6 +18,7 @@ os.environ.pop("RAY_ADDRESS", None)
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the marks in the same hook
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Divide the tests for pytest-xdist: what is on Ray, then file by file.
 

@@ -91,7 +91,8 @@ class Watcher:
     """Passes the board's events on to the driver and watches over the attempt, in a thread.
 
     Args:
-        on_event: Gets rank 0's records and, when ranks have joined, where they run.
+        on_event: Gets rank 0's records and, when ranks have joined, where they run. What it raises
+            is kept in `error`, and it gets no more.
         why_pause: Asked now and then with the nodes that the workers run on; a reason to pause, or
             None.
     """
@@ -109,6 +110,7 @@ class Watcher:
         self._stop = threading.Event()
         self.paused_because: str | None = None
         self.checkpoint: str | None = None
+        self.error: Exception | None = None
         self._num_joined = 0
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
@@ -126,7 +128,7 @@ class Watcher:
                 reason = None if last or self.paused_because else self._why_pause(nodes)
                 if reason is not None:
                     self.paused_because = reason
-                    self._on_event({"kind": "pausing", "reason": reason})
+                    self._tell({"kind": "pausing", "reason": reason})
                     ray.get(self._board.ask_pause.remote())
             except RayError:
                 return  # the cluster has gone; the attempt ends with its own error
@@ -137,9 +139,17 @@ class Watcher:
         events, nodes, pids = ray.get(self._board.take.remote())
         if len(nodes) > self._num_joined:
             self._num_joined = len(nodes)
-            self._on_event({"kind": "workers", "nodes": nodes, "pids": pids})
+            self._tell({"kind": "workers", "nodes": nodes, "pids": pids})
         for event in events:
             if event.get("kind") == "paused":
                 self.checkpoint = event["checkpoint"]
-            self._on_event(event)
+            self._tell(event)
         return frozenset(nodes.values())
+
+    def _tell(self, event: dict[str, Any]) -> None:
+        if self.error is not None:
+            return
+        try:
+            self._on_event(event)
+        except Exception as error:
+            self.error = error

@@ -35,6 +35,13 @@ from .run_dir import RunDir
 from .worker import Job, run_job
 
 _LOG = "store_log"
+# Settings of Ray Train, unless the environment has them.
+_RAY_TRAIN = {
+    # The supervisor looks after machines that go away, the shards' among them.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    # How soon the end of the workers, or of one of them, is noticed: 2 s unless told.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+}
 
 
 class RaySession:
@@ -62,7 +69,7 @@ class RaySession:
         return newest_checkpoint(self._run)
 
     def attempt(self, num_workers: int, why_pause: WhyPause) -> Outcome:
-        """See `Session.attempt`; failures are told, not raised."""
+        """See `Session.attempt`; failures are told, not raised, but for those of `on_event`."""
         resume_from = self.newest_checkpoint()
         forget_after(self._run, resume_from)
         if self._reservation is None:
@@ -86,6 +93,8 @@ class RaySession:
         _kill(board)
         if watcher.checkpoint is not None or not nodes <= _living_nodes():
             self._give_back()  # what comes next is planned anew
+        if watcher.error is not None:
+            raise watcher.error  # the caller's own, of what it does with records
         if failure is not None:
             return classify(failure)
         if watcher.checkpoint is not None:
@@ -178,6 +187,8 @@ class RaySession:
 
 def _fit(job: Job, board: Any, num_workers: int, reservation: Reservation) -> BaseException | None:
     """Run a worker group to its end; the error that ended it, or None."""
+    for name, value in _RAY_TRAIN.items():
+        os.environ.setdefault(name, value)
     resources: dict[str, float] = {"CPU": job.spec.resources.cpus_per_trainer}
     use_gpu = job.spec.resources.gpus_per_trainer > 0
     if use_gpu:
