@@ -20,7 +20,7 @@ from labelmesh.graph_store.solvers.conjugate_gradient import CgResult
 from labelmesh.graph_store.store import StoreSpec
 from labelmesh.graph_store.traffic import CountingGroup, Traffic
 
-N, D, K, C, S = 3000, 16, 8, 5, 4
+N, D, K, C, S = 2400, 8, 8, 3, 4
 
 
 def setting(**changes: object) -> Setting:
