@@ -19,7 +19,7 @@ STAMP := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 PARTS := cluster datasets graph_store trainers tune
 # Only folders that hold Python files: mypy stops at an empty one.
 TYPED := $(foreach part,$(PARTS),$(if $(wildcard $(part)/*.py),-p labelmesh.$(part)))
-BESIDE := OMP_NUM_THREADS=1 $(PY) -m pytest -n $(TESTERS) --dist loadgroup --no-loadscope-reorder
+BESIDE := OMP_NUM_THREADS=1 $(PY) -m pytest -n $(TESTERS) --dist loadscope --no-loadscope-reorder
 
 export DS_BUILD_OPS := 0
 

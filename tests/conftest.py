@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,23 +21,32 @@ os.environ.pop("RAY_ADDRESS", None)
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
 
 
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the marks in the same hook
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Divide the tests for pytest-xdist: what is on Ray, then file by file.
+@functools.cache
+def uses_ray(path: Path) -> bool:
+    """Whether a file's tests, or some of them, start or use a Ray."""
+    text = path.read_text()
+    return "mark.ray" in text or "ray_local" in text
 
-    One process has all tests on Ray, so that one Ray serves them; they come first because they
-    take longest. A file's tests stay together, for the sake of its fixtures.
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files on Ray first: they take longest."""
+    items.sort(key=lambda item: not uses_ray(item.path))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Divide the tests for pytest-xdist (`--dist loadscope`) file by file, for their fixtures' sake.
+
+    All files on Ray are one part: one process works them off, on one Ray.
     """
+    from xdist.scheduler import LoadScopeScheduling
 
-    def on_ray(item: pytest.Item) -> bool:
-        fixtures = getattr(item, "fixturenames", ())
-        return item.get_closest_marker("ray") is not None or "ray_local" in fixtures
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.split("::")[0]
+            return "ray" if uses_ray(config.rootpath / file) else file
 
-    if not config.pluginmanager.hasplugin("xdist"):
-        return
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("ray" if on_ray(item) else item.path.stem))
-    items.sort(key=lambda item: not on_ray(item))
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session")
