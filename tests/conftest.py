@@ -35,7 +35,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Divide the tests for pytest-xdist (`--dist loadscope`) file by file, for their fixtures' sake.
+    """Divide the tests for pytest-xdist (`--dist loadscope`) by file, for their fixtures' sake.
 
     All files on Ray are one part: one process works them off, on one Ray.
     """
