@@ -24,7 +24,7 @@ BESIDE := OMP_NUM_THREADS=1 $(PY) -m pytest -n $(TESTERS) --dist loadscope --no-
 export DS_BUILD_OPS := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo results test test-fast fuzz check lint types format lock clean
+.PHONY: help env demo results test soak test-fast fuzz check lint types format lock clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -50,11 +50,14 @@ results: env  ## the table of methods on a subset of Fashion-MNIST (DATA=folder 
 	  $(PY) -m labelmesh data import idx "$(DATA)" data/fashion-mnist
 	$(PY) benchmarks/results.py --data data/fashion-mnist
 
-test: env  ## every test
-	$(BESIDE) $(PYTEST_ARGS)
+test: env  ## every test but those of `make soak`
+	$(BESIDE) -m "not soak" $(PYTEST_ARGS)
+
+soak: env  ## clusters of several machines, deaths by the dozen, sweeps whose driver is killed
+	$(PY) -m pytest -m soak $(PYTEST_ARGS)
 
 test-fast: env  ## the tests that start no Ray and take less than half a minute
-	$(BESIDE) -m "not ray and not slow" $(PYTEST_ARGS)
+	$(BESIDE) -m "not ray and not slow and not soak" $(PYTEST_ARGS)
 
 fuzz: env  ## random histories of moving features against brute force (SEED=0 SECONDS=600)
 	$(PY) tests/fuzz --seed $(SEED) --seconds $(SECONDS)

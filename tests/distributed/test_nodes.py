@@ -23,7 +23,7 @@ from labelmesh.datasets.importing import import_dataset
 from labelmesh.trainers.config import ConfigError
 from safetensors.torch import load_file
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.soak]
 
 OPTIONS = {
     "train.threads_per_worker": 1,

@@ -23,7 +23,7 @@ from labelmesh.graph_store.store import StoreLostError, StoreSpec
 from labelmesh.graph_store.view import GraphView, NodeState, PseudoLabels
 from torch import Tensor
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.soak]
 
 N, D, C = 60, 4, 3
 SPEC = StoreSpec(num_nodes=N, dim=D, num_classes=C, k=5)

@@ -93,6 +93,7 @@ def kill_midway(asked: tuple[Path, dict[str, Any]], out: Path, *, address: str) 
 
 
 @pytest.mark.ray
+@pytest.mark.soak
 def test_a_sweep_goes_on_after_its_driver_was_killed(
     ray_local: str,
     asked: tuple[Path, dict[str, Any]],
