@@ -44,6 +44,7 @@ CLASS_COLORS = (
     "#27a9bd",
 )
 _MAX_LEGEND = 20
+_MAX_NAME = 28
 _SVG_NAMES = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
 _MAX_CELLS_WITH_NUMBERS = 12
 _STYLE: dict[str, Any] = {
@@ -217,8 +218,9 @@ def confusion(counts: np.ndarray, names: Sequence[str]) -> Figure:
     for spine in axes.spines.values():
         spine.set_visible(False)
     if num_classes <= 40:
-        axes.set_xticks(range(num_classes), names, rotation=90 if _are_long(names) else 0)
-        axes.set_yticks(range(num_classes), names)
+        shown = [shortened(name) for name in names]
+        axes.set_xticks(range(num_classes), shown, rotation=90 if _are_long(shown) else 0)
+        axes.set_yticks(range(num_classes), shown)
     return figure
 
 
@@ -231,7 +233,9 @@ def feature_map(
     for index, name in enumerate(names):
         mine = (labels == index) & ~given
         color = class_color(index, len(names))
-        axes.scatter(*points[mine].T, s=14, color=color, alpha=0.7, linewidths=0, label=name)
+        axes.scatter(
+            *points[mine].T, s=14, color=color, alpha=0.7, linewidths=0, label=shortened(name)
+        )
     order = np.flatnonzero(given & (labels >= 0))
     rings = [class_color(int(labels[i]), len(names)) for i in order]
     if len(order):
@@ -255,6 +259,11 @@ def class_color(index: int, num_classes: int) -> str:
     if num_classes <= len(CLASS_COLORS):
         return CLASS_COLORS[index]
     return str(matplotlib.colors.to_hex(matplotlib.colormaps["turbo"]((index + 0.5) / num_classes)))
+
+
+def shortened(name: str) -> str:
+    """A class's name as figures show it: a long one would leave no room for the data."""
+    return name if len(name) <= _MAX_NAME else f"{name[: _MAX_NAME - 1]}…"
 
 
 def as_png(figure: Figure) -> bytes:

@@ -56,9 +56,12 @@ def _copies(spec: RunSpec, count: int) -> RunSpec:
     if spec.train.engine == "local":
         resources = resources.model_copy(update={"cpus_per_shard": 0.0, "gpus_per_shard": 0.0})
         workers = count
+    # as many micro-batches as workers, so that no fewer workers would do
     return spec.model_copy(
         update={
-            "train": spec.train.model_copy(update={"num_workers": workers}),
+            "train": spec.train.model_copy(
+                update={"num_workers": workers, "micro_batches": workers}
+            ),
             "graph": spec.graph.model_copy(update={"num_shards": spec.graph.num_shards * count}),
             "resources": resources,
         }

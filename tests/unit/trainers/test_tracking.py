@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -112,12 +113,13 @@ def test_a_line_that_is_being_written_is_read_the_next_time(run: RunDir) -> None
     sink = FakeSink()
     tracking = tracker(run, GuardedSink("Fake", sink.open, lambda: 0.0))
     whole = run.read_text("metrics.jsonl")
-    run.write_text("metrics.jsonl", whole + '{"kind": "tr')
-    tracking.mirror()
-    assert sink.shown == []
-    run.write_text("metrics.jsonl", whole)
+    line = json.dumps({"kind": "eval", "epoch": 1, "split": "val", "accuracy": 0.5})
+    run.write_text("metrics.jsonl", whole + line[:20])
     tracking.mirror()
     assert sink.shown == [POINTS]
+    run.write_text("metrics.jsonl", f"{whole}{line}\n")
+    tracking.mirror()
+    assert [p.value for p in sink.shown[-1] if p.tag == "val/accuracy"] == [0.5]
 
 
 def test_a_tag_has_one_value_per_step(run: RunDir) -> None:
