@@ -11,7 +11,6 @@ from types import TracebackType
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ..datasets.masking import refuse_secrets
 from ..trainers.config import (
@@ -59,7 +58,7 @@ class Run:
 
     def labels(self) -> pa.Table:
         """key, label, confidence, source ("given", "graph", "network"), round; a row per node."""
-        return pq.read_table(pa.BufferReader(self.dir.read_bytes("labels.parquet")))
+        return self.dir.read_table("labels.parquet")
 
     def predict(self, inputs: Any) -> Any:
         """Class probabilities of inputs that the run has never seen, with the graph if needed."""

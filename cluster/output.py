@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..datasets.masking import masked_text
+from ..trainers.outcome import RunPaused
 
 INPUT_ERROR = 2
 RUN_FAILED = 1
@@ -86,15 +87,17 @@ def duration(seconds: float) -> str:
 def explain(error: BaseException) -> int:
     """Write what went wrong to stderr and return the exit code.
 
-    Bad input gets one sentence and code 2; anything else is a failed run: the traceback, then one
-    sentence, and code 1. With LABELMESH_DEBUG set every error shows its traceback.
+    Bad input gets one sentence and code 2; a run that was stopped gets one and code 1; anything
+    else is a failed run: the traceback, then one sentence, and code 1. With LABELMESH_DEBUG set
+    every error shows its traceback.
     """
-    is_input = is_input_error(error)
-    if not is_input or os.environ.get("LABELMESH_DEBUG"):
+    is_input, is_pause = is_input_error(error), isinstance(error, RunPaused)
+    if not (is_input or is_pause) or os.environ.get("LABELMESH_DEBUG"):
         trace = "".join(traceback.format_exception(error))
         sys.stderr.write(printable(masked_text(trace)))
     sentence = printable(masked_text(_sentence(error)))
-    sys.stderr.write(f"error: {sentence}\n" if is_input else f"the run failed: {sentence}\n")
+    told = "error: " if is_input else "" if is_pause else "the run failed: "
+    sys.stderr.write(f"{told}{sentence}\n")
     return INPUT_ERROR if is_input else RUN_FAILED
 
 

@@ -120,8 +120,8 @@ def _ship_train(args: list[str], params: Mapping[str, object], is_here: bool) ->
     changes = _small_files(spec, files, is_here) | _places(spec, is_here, has_out=out is not None)
     for key, value in changes.items():
         args += ["--set", f"{key}={json.dumps(value)}"]
-    if out is not None:
-        args += ["--out", _seen_by_all(str(out), "--out", is_here)]
+    if out is not None and (there := _seen_by_all(str(out), "--out", is_here)) != out:
+        args += ["--out", there]
     return Shipment(tuple(args), files)
 
 

@@ -6,8 +6,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from jaxtyping import Bool, Float, Int64
 from numpy.typing import NDArray
@@ -85,7 +83,7 @@ def load_run(uri: str) -> RunNodes:
     ids = torch.arange(len(split.rows))
     neighbor_ids, similarity = store.neighbors(ids)
     distances = store.read("distances", ids)
-    table = pq.read_table(pa.BufferReader(run.read_bytes("labels.parquet")), columns=["key"])
+    table = run.read_table("labels.parquet", ["key"])
     return RunNodes(
         view=LocalGraphView(neighbor_ids, similarity, distances, store.spec.metric),
         features=store.read("features", ids),

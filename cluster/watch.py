@@ -11,7 +11,7 @@ import threading
 import time
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -58,14 +58,17 @@ def watched(
     )
     heartbeat = Heartbeat(run, begun)
     listeners: list[OnEvent] = [heartbeat.record, tracker.record]
+    kept: AbstractContextManager[None] = nullcontext()
     if on_ray:
         from ..trainers.gauges import Gauges, node_addresses
 
+        gauges = Gauges(spec.name, method, num_nodes=tracker.num_nodes)
         listeners = [
             lambda event: heartbeat.record(with_addresses(event, node_addresses)),
             tracker.record,
-            Gauges(spec.name, method, num_nodes=tracker.num_nodes).record,
+            gauges.record,
         ]
+        kept = gauges.kept()
 
     # Events come from several threads: of the worker group, the supervisor and the shards' queues.
     one_at_a_time = threading.RLock()
@@ -81,7 +84,8 @@ def watched(
     tracker.start()
     state, reason = "stopped", None
     try:
-        yield tell
+        with kept:
+            yield tell
         state = "finished"
     except RunPaused as error:
         state, reason = "paused", str(error)

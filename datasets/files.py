@@ -114,9 +114,18 @@ def read_columns(uri: str, columns: list[str] | None) -> pa.Table:
     """These columns of a Parquet file (None: all); the bytes of the others are not touched."""
     fs, path = locate(uri)
     with fs.open(path, "rb") as file:
-        parquet = pq.ParquetFile(file)
-        check_parquet(parquet, fs.size(path), columns, uri)
-        return parquet.read(columns=columns)
+        return parse_columns(file, fs.size(path), columns, uri)
+
+
+def parse_columns(file: Any, size_bytes: int, columns: list[str] | None, where: str) -> pa.Table:
+    """`read_columns` of a file that is open, or of bytes that pyarrow holds.
+
+    Raises:
+        TooLargeError: They take far more memory than the file weighs.
+    """
+    parquet = pq.ParquetFile(file)
+    check_parquet(parquet, size_bytes, columns, where)
+    return parquet.read(columns=columns)
 
 
 def write_table(uri: str, table: pa.Table, **options: Any) -> None:

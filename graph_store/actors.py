@@ -24,7 +24,8 @@ from .recovery import open_journal, recover
 from .shard import Shard
 from .shard_status import ShardStatus
 from .sharded_view import GroupChangedError, ShardGroup, open_rendezvous, reach_rendezvous
-from .snapshot import Manifest, Part, read_rows, write_part
+from .snapshot import read_rows, write_part
+from .snapshot_manifest import Manifest, Part
 from .store import KnnReport, ShardChangedError, StoreLostError, StoreSpec
 from .wire import to_arrays, to_tensors
 

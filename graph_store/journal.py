@@ -14,8 +14,9 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 
-from .journal_files import JournalError, open_folder
+from .journal_files import SEGMENT, JournalError, open_folder
 from .journal_frames import Record, encode
+from .places import check_name
 
 FORMAT = 1
 # A log below this many bytes is not worth writing anew.
@@ -209,4 +210,8 @@ class Journal:
             raise JournalError(
                 f"{self._uri}: this is the log of {body['lineage']}, not of {self._lineage}"
             )
-        return [(name, end) for name, end in body["segments"]]
+        try:
+            where = f"{self._uri}: the pointer"
+            return [(check_name(name, SEGMENT, where), int(end)) for name, end in body["segments"]]
+        except (TypeError, ValueError) as error:
+            raise JournalError(f"{self._uri}: {error}; {_ADVICE}") from None

@@ -16,13 +16,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from .journal_frames import Record, decode, read_frames
+from .places import locate
 
 POINTER = "CURRENT"
-_SEGMENT = re.compile(r"\d{6}-[0-9a-f]{8}")
+SEGMENT = re.compile(r"\d{6}-[0-9a-f]{8}")
 
 
 class JournalError(RuntimeError):
@@ -31,8 +31,7 @@ class JournalError(RuntimeError):
 
 def open_folder(uri: str) -> LogFolder:
     """The folder of one shard's log, at any fsspec URI."""
-    fs, root = fsspec.core.url_to_fs(uri)
-    root = root.rstrip("/")
+    fs, root = locate(uri)
     return LocalFolder(Path(root)) if isinstance(fs, LocalFileSystem) else ObjectFolder(fs, root)
 
 
@@ -147,7 +146,7 @@ class LocalFolder(LogFolder):
         for segment in [segment for segment in self._open if segment not in segments]:
             os.close(self._open.pop(segment))
         for path in self._root.iterdir():
-            if _SEGMENT.fullmatch(path.name) and path.name not in segments:
+            if SEGMENT.fullmatch(path.name) and path.name not in segments:
                 path.unlink()
 
     def _identity(self) -> tuple[int, int] | None:
@@ -220,7 +219,7 @@ class ObjectFolder(LogFolder):
         self._fs.invalidate_cache()
         for path in self._fs.ls(self._root, detail=False):
             name = path.rstrip("/").rsplit("/", 1)[-1]
-            if _SEGMENT.fullmatch(name) and name not in segments:
+            if SEGMENT.fullmatch(name) and name not in segments:
                 self._fs.rm(path, recursive=True)
 
 

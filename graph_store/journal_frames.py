@@ -9,6 +9,7 @@ and is dropped: it was never acknowledged.
 from __future__ import annotations
 
 import json
+import math
 import struct
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -74,6 +75,9 @@ def decode(data: memoryview, at: int, place: int) -> tuple[Record, int] | None:
     """The record of the frame that begins at byte `at`, and where it ends; None if it is not whole.
 
     The tensors are copies.
+
+    Raises:
+        ValueError: A whole frame whose tensors are larger than it is.
     """
     begin = at + _PREFIX.size
     if len(data) < begin:
@@ -129,8 +133,10 @@ def _tensors(data: memoryview, layout: Iterable[Any]) -> Iterator[tuple[str, Ten
     at = 0
     for name, kind, shape in layout:
         dtype = _DTYPES[kind]
+        size = math.prod(shape) * dtype.itemsize
+        if min(shape, default=0) < 0 or at + size > len(data):
+            raise ValueError(f"a record says that {name} has shape {shape}, and does not hold that")
         tensor = torch.empty(shape, dtype=dtype)
-        size = tensor.numel() * dtype.itemsize
         if size:
             _bytes_of(tensor)[:] = data[at : at + size]
         at += size

@@ -27,7 +27,8 @@ from .recovery import prepare_logs, remove_log
 from .shard_link import ShardLink
 from .shard_options import ShardOptions, check_resources, memory_by_machine, start_shards
 from .shard_status import ShardStatus
-from .snapshot import Manifest, commit, new_version, read_manifest
+from .snapshot import commit, new_version, read_manifest
+from .snapshot_manifest import Manifest
 from .store import KnnReport, RefreshFn, StoreSpec, UndecidedRoundError
 from .store_base import StoreBase
 from .wire import to_arrays

@@ -10,10 +10,9 @@ import json
 from contextlib import suppress
 from typing import Any
 
-import fsspec
-
 from .journal import FORMAT, Journal
 from .journal_files import JournalError
+from .places import locate
 from .shard import Shard
 
 _MARK = "store.json"
@@ -25,7 +24,7 @@ def prepare_logs(log_uri: str, lineage: str) -> None:
     Raises:
         JournalError: Nothing can be written there.
     """
-    fs, root = _open(log_uri)
+    fs, root = locate(log_uri)
     try:
         for name in _stores(fs, root):
             fs.rm(f"{root}/{name}", recursive=True)
@@ -38,7 +37,7 @@ def prepare_logs(log_uri: str, lineage: str) -> None:
 
 def remove_log(log_uri: str, lineage: str) -> None:
     """Delete the logs of a store that has ended; where that fails, the next one will do it."""
-    fs, root = _open(log_uri)
+    fs, root = locate(log_uri)
     with suppress(OSError):
         fs.rm(f"{root}/{lineage}", recursive=True)
 
@@ -58,7 +57,7 @@ def open_journal(log_uri: str, lineage: str, rank: int) -> Journal:
     Raises:
         JournalError: The store's folder is not there, as seen from here, or the log is unreadable.
     """
-    fs, root = _open(log_uri)
+    fs, root = locate(log_uri)
     fs.invalidate_cache()
     try:
         is_there = fs.exists(f"{root}/{lineage}/{_MARK}")
@@ -81,8 +80,3 @@ def recover(shard: Shard, journal: Journal) -> bool:
     journal.begin()
     shard.keep_log(journal)
     return found
-
-
-def _open(uri: str) -> tuple[Any, str]:
-    fs, root = fsspec.core.url_to_fs(uri)
-    return fs, root.rstrip("/")

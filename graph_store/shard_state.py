@@ -30,6 +30,9 @@ from .shard_graph import OldLists
 from .store import StoreSpec
 from .table import Columns, Rounds, StagingTable
 
+_KINDS = frozenset(
+    {"put", "labels", "absorbed", "old", "staged", "seen", "solved", "published", "whole"}
+)
 _TABLE = ("features", "probs", "present")
 
 
@@ -73,7 +76,13 @@ class ShardState:
         self.lock = threading.RLock()
 
     def apply(self, record: Record) -> Bool[Tensor, " n"] | None:
-        """Let a record have its effect; "absorbed" gives the rows that were written."""
+        """Let a record have its effect; "absorbed" gives the rows that were written.
+
+        Raises:
+            ValueError: It is of another kind.
+        """
+        if record.kind not in _KINDS:
+            raise ValueError(f"a record of kind {record.kind!r}, which no shard writes")
         with self.lock:
             written: Bool[Tensor, " n"] | None = getattr(self, f"_{record.kind}")(
                 record.fields, record.tensors

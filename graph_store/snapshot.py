@@ -15,7 +15,6 @@ import json
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -23,38 +22,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .snapshot_manifest import VERSION, Manifest, Part, parse_manifest, parse_pointer, to_json
 from .storage import Storage, StorageError, attempt, file_crc32, sync
 from .store import StoreSpec
 from .table import Columns
 
-FORMAT = 1
 POINTER = "CURRENT"
 _MANIFEST = "manifest.json"
-
-
-@dataclass(frozen=True)
-class Part:
-    """One shard's file.
-
-    Attributes:
-        names: Part of the store -> column -> tensor in the file.
-        crc32: None in snapshots that an earlier version wrote.
-    """
-
-    file: str
-    size_bytes: int
-    names: Mapping[str, Mapping[str, str]]
-    crc32: str | None = None
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What a snapshot holds. `folder` is the name of the version that was read."""
-
-    folder: str
-    spec: StoreSpec
-    bounds: tuple[int, ...]
-    parts: tuple[Part, ...]
 
 
 def new_version(uri: str) -> str:
@@ -112,13 +86,7 @@ def commit(
                 f"{uri}: {version}/{part.file} has {found} bytes here, its shard wrote "
                 f"{part.size_bytes}; use a URI that all nodes share"
             )
-    body = {
-        "format": FORMAT,
-        "spec": asdict(spec),
-        "bounds": bounds,
-        "parts": [asdict(part) for part in parts],
-    }
-    files.write(f"{version}/{_MANIFEST}", json.dumps(body, indent=1).encode())
+    files.write(f"{version}/{_MANIFEST}", to_json(spec, bounds, parts))
     files.write(POINTER, json.dumps({"folder": version}).encode())
     for old in _versions(files):
         if old != version:
@@ -128,35 +96,26 @@ def commit(
 
 def index_files(uri: str) -> list[str]:
     """The files below `uri` that say what is in the others: pointer and manifest."""
-    version = json.loads(Storage(uri).read(POINTER))["folder"]
-    return [POINTER, f"{version}/{_MANIFEST}"]
+    return [POINTER, f"{parse_pointer(Storage(uri).read(POINTER), uri)}/{_MANIFEST}"]
 
 
 def read_manifest(uri: str) -> Manifest:
     """Raises ValueError where there is no complete snapshot or this version cannot read it."""
     files = Storage(uri)
     try:
-        version = json.loads(files.read(POINTER))["folder"]
-        body = json.loads(files.read(f"{version}/{_MANIFEST}"))
+        version = parse_pointer(files.read(POINTER), uri)
+        content = files.read(f"{version}/{_MANIFEST}")
     except FileNotFoundError:
         raise ValueError(f"{uri}: there is no complete snapshot of a store here") from None
-    except json.JSONDecodeError:
-        raise ValueError(
-            f"{uri}: pointer or manifest is no JSON; the snapshot is damaged"
-        ) from None
-    if body["format"] != FORMAT:
-        raise ValueError(
-            f"{uri}: the snapshot has format {body['format']}, this version reads {FORMAT}"
-        )
-    parts = tuple(Part(**part) for part in body["parts"])
-    for part in parts:
+    manifest = parse_manifest(content, version, uri)
+    for part in manifest.parts:
         found = files.size(f"{version}/{part.file}")
         if found != part.size_bytes:
             raise ValueError(
                 f"{uri}: {version}/{part.file} has {found} bytes, the manifest says "
                 f"{part.size_bytes}; the snapshot is damaged"
             )
-    return Manifest(version, StoreSpec(**body["spec"]), tuple(body["bounds"]), parts)
+    return manifest
 
 
 def check(uri: str, *, deep: bool = True) -> None:
@@ -243,7 +202,7 @@ def _compare(uri: str, name: str, part: Part, crc32: str) -> None:
 
 
 def _versions(files: Storage) -> list[str]:
-    return [name for name in files.names() if name[:1] == "v" and name[1:].isdigit()]
+    return [name for name in files.names() if VERSION.fullmatch(name)]
 
 
 @contextmanager

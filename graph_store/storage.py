@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import fsspec
 from fsspec.implementations.local import LocalFileSystem
+
+from .places import locate
 
 T = TypeVar("T")
 
@@ -149,7 +150,7 @@ class Storage:
         self, uri: str, located: tuple[Any, str] | None = None, retry: Retry = DEFAULT_RETRY
     ) -> None:
         self.uri = uri.rstrip("/")
-        self._fs, root = located or fsspec.core.url_to_fs(self.uri)
+        self._fs, root = located or locate(self.uri)
         self.root = root.rstrip("/")
         self.is_local = isinstance(self._fs, LocalFileSystem)
         self._retry = ONCE if self.is_local else retry

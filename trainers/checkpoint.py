@@ -20,6 +20,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from ..datasets.names import check_path
 from ..graph_store import snapshot
 from ..graph_store.storage import StorageError, file_crc32, sync
 from ..graph_store.store import GraphStore
@@ -287,6 +288,8 @@ def _read_commit(run: RunDir, name: str) -> dict[str, Any]:
             f"{FORMAT}; go on with the version that wrote it, or start anew under another --name"
         )
     assert isinstance(commit, dict)
+    for file in commit["files"]:
+        check_path(file, run.child(path))
     return commit
 
 

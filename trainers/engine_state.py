@@ -11,6 +11,7 @@ ranks can be read by any other. Tensors are passed on one by one and written in 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from ..graph_store.places import check_name
 from ..graph_store.storage import Storage, StorageError
 from .config import TrainSpec
 
@@ -27,6 +29,7 @@ FORMAT = 1
 FILE_BYTES = 512 << 20
 STEP = "step"
 _ABOUT = "engine.json"
+_FILE = re.compile(r"engine-\d{4,}\.safetensors")
 
 
 def state_keys(train: TrainSpec) -> tuple[str, ...]:
@@ -107,7 +110,8 @@ class SavedState(Mapping[str, Tensor]):
             )
         self.optimizer: str | None = about["optimizer"]
         self._folder = folder
-        files: list[Any] = [safe_open(folder / file, framework="pt") for file in about["files"]]
+        names = [check_name(file, _FILE, f"{folder / _ABOUT}") for file in about["files"]]
+        files: list[Any] = [safe_open(folder / name, framework="pt") for name in names]
         self._files = {str(name): file for file in files for name in file.keys()}  # noqa: SIM118
 
     def __getitem__(self, name: str) -> Tensor:

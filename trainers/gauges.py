@@ -2,11 +2,16 @@
 
 Ray puts `ray_` before the names and, after those of counters, `_total`. Set by the driver; the only
 importer of `ray.util.metrics`. The names are frozen: dashboards use them (`cluster/deploy`).
+
+Ray forgets a gauge that was not set for twenty seconds, so that what has ended vanishes; a run's
+numbers change far less often, so they are set again all the time while the run goes on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import ray
@@ -43,6 +48,7 @@ COUNTERS: Mapping[str, tuple[str, str]] = {
     "restart": ("labelmesh_restarts", "Times the run went on from a checkpoint"),
     "lost": ("labelmesh_losses", "Times processes or machines of the run were lost"),
 }
+AGAIN_EVERY_S = 5.0
 _STAGES = ("extract", "search", "solve", "publish", "train")
 
 
@@ -58,6 +64,25 @@ class Gauges:
         self._num_nodes = num_nodes
         self._gauges: dict[str, Gauge] = {}
         self._counters: dict[str, Counter] = {}
+        self._last: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def kept(self, every_s: float = AGAIN_EVERY_S) -> Iterator[None]:
+        """Within it every value is set again and again, from a thread."""
+        is_over = threading.Event()
+
+        def keep() -> None:
+            while not is_over.wait(every_s):
+                self._set_again()
+
+        thread = threading.Thread(target=keep, name="gauges", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            is_over.set()
+            thread.join()
 
     def record(self, event: Mapping[str, Any]) -> None:
         """Take in one of the run's events; those of the baseline are left out."""
@@ -84,9 +109,16 @@ class Gauges:
         if not isinstance(value, int | float):
             return
         name, meaning = about
-        if name not in self._gauges:
-            self._gauges[name] = Gauge(name, meaning, tag_keys=(*TAGS, *tags))
-        self._gauges[name].set(float(value), {**self._tags, **tags})
+        with self._lock:
+            if name not in self._gauges:
+                self._gauges[name] = Gauge(name, meaning, tag_keys=(*TAGS, *tags))
+            self._gauges[name].set(float(value), {**self._tags, **tags})
+            self._last[name, tuple(tags.items())] = float(value)
+
+    def _set_again(self) -> None:
+        with self._lock:
+            for (name, tags), value in self._last.items():
+                self._gauges[name].set(value, {**self._tags, **dict(tags)})
 
     def _count(self, what: str) -> None:
         name, meaning = COUNTERS[what]

@@ -20,11 +20,11 @@ import jinja2
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from markupsafe import Markup
 from PIL import Image
 
 from .. import __version__
+from ..datasets.arrays import read_arrays
 from .report_figures import Plot, Section, class_names, sections
 from .run_dir import RunDir
 
@@ -85,11 +85,11 @@ def read_run(run: RunDir) -> RunFiles:
     config_text = run.read_text("config.toml")
     labels = None
     if run.exists("labels.parquet"):
-        labels = pq.read_table(pa.BufferReader(run.read_bytes("labels.parquet")))
+        labels = run.read_table("labels.parquet")
     arrays: dict[str, np.ndarray] = {}
     if run.exists("report_data.npz"):
-        with np.load(io.BytesIO(run.read_bytes("report_data.npz")), allow_pickle=False) as data:
-            arrays = {name: data[name] for name in data.files}
+        found = read_arrays(run.read_bytes("report_data.npz"), run.child("report_data.npz"))
+        arrays = found if isinstance(found, dict) else {}
     return RunFiles(
         config_text=config_text,
         config=tomllib.loads(config_text),

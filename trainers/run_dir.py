@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 
-from ..datasets.files import locate
+from ..datasets.files import locate, parse_columns
 from ..datasets.names import check_path
 from ..graph_store.storage import DEFAULT_RETRY, Retry, Storage, attempt
 
@@ -62,6 +63,15 @@ class RunDir:
 
     def read_json(self, name: str) -> Any:
         return json.loads(self.read_bytes(name))
+
+    def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
+        """These columns of a Parquet file (None: all).
+
+        Raises:
+            TooLargeError: They take far more memory than the file weighs.
+        """
+        content = self.read_bytes(name)
+        return parse_columns(pa.BufferReader(content), len(content), columns, self.child(name))
 
     def read_lines(self, name: str) -> list[dict[str, Any]]:
         """The objects of a JSON-lines file; empty if there is none.

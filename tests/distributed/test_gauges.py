@@ -88,10 +88,38 @@ def test_prometheus_finds_every_number(ray_local: str) -> None:
     }
     # Ray passes values on every ten seconds.
     deadline = time.monotonic() + 90
-    while (found := scrape()) != expected and time.monotonic() < deadline:
-        time.sleep(0.5)
+    with gauges.kept():
+        while (found := scrape()) != expected and time.monotonic() < deadline:
+            time.sleep(0.5)
     assert found == expected
     assert {name for name, _ in found} == metric_names()
+
+
+def test_numbers_stay_while_the_run_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    from labelmesh.trainers import gauges as module
+
+    # Ray drops a gauge that nobody has set for twenty seconds.
+    told: list[tuple[str, float, dict[str, str]]] = []
+
+    class Told:
+        def __init__(self, name: str, *about: Any, **tags: Any) -> None:
+            self.name = name
+
+        def set(self, value: float, tags: dict[str, str]) -> None:
+            told.append((self.name, value, tags))
+
+    monkeypatch.setattr(module, "Gauge", Told)
+    gauges = module.Gauges("first", "dag", num_nodes=200)
+    with gauges.kept(every_s=0.01):
+        gauges.record({"kind": "attempt", "number": 1, "workers": 2})
+        gauges.record({"kind": "eval", "split": "val", "accuracy": 0.5})
+        gauges.record({"kind": "eval", "split": "val", "accuracy": 0.625})
+        deadline = time.monotonic() + 20
+        while len(told) < 9 and time.monotonic() < deadline:
+            time.sleep(0.01)
+    run = {"run": "first", "method": "dag"}
+    assert told[-4:].count(("labelmesh_accuracy", 0.625, run | {"split": "val"})) == 2
+    assert told[-4:].count(("labelmesh_workers", 2.0, run)) == 2
 
 
 def test_the_dashboard_asks_for_metrics_that_there_are() -> None:

@@ -7,29 +7,37 @@ from a driver that joins, spread over two.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from labelmesh.cluster import jobs
 from labelmesh.cluster.api import Cluster, Run
+from labelmesh.cluster.status import examine
 from labelmesh.datasets.importing import import_dataset
+from labelmesh.trainers.checkpoint import committed
 from labelmesh.trainers.config import ConfigError
+from labelmesh.trainers.run_dir import RunDir
 from safetensors.torch import load_file
 
 pytestmark = [pytest.mark.ray, pytest.mark.soak]
 
 OPTIONS = {
     "train.threads_per_worker": 1,
-    "train.epochs": 1,
+    "train.epochs": 2,
     "train.warmup_steps": 4,
-    "train.steps_per_epoch": 3,
+    "train.steps_per_epoch": 30,
     "train.baseline_steps": 0,
     "train.batch_size": 32,
     "train.labeled_per_batch": 8,
@@ -85,6 +93,13 @@ class Nodes:
     def options(self) -> dict[str, object]:
         return {**OPTIONS, "data.uri": self.digits}
 
+    def command(self, name: str) -> list[str]:
+        """A run on one node."""
+        words = ["train", "dag-digits", "--name", name, "--out", str(self.out)]
+        for key, value in {**self.options, "resources.placement": "pack"}.items():
+            words += ["--set", f"{key}={json.dumps(value)}"]
+        return words
+
 
 @pytest.fixture(scope="module")
 def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
@@ -97,9 +112,11 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
     digits = str(tmp_path_factory.mktemp("data") / "digits")
     import_dataset("digits", None, digits)
     with pytest.MonkeyPatch.context() as patch:
-        # A note in /tmp/ray by which every other Ray of this machine would join these nodes.
-        patch.setattr(ray._private.utils, "write_ray_address", lambda *args, **kwargs: None)
-        patch.setattr(ray._common.utils, "reset_ray_address", lambda *args, **kwargs: None)
+        # The note by which jobs find their cluster among those of this machine lies with the nodes,
+        # as `ray start --temp-dir` does it; in /tmp/ray every other Ray would join these nodes.
+        for module, name in ((ray._private.utils, "write"), (ray._common.utils, "reset")):
+            noted = partial(getattr(module, f"{name}_ray_address"), temp_dir=folder)
+            patch.setattr(module, f"{name}_ray_address", noted)
         cluster = LocalNodes(
             initialize_head=True,
             head_node_args={
@@ -139,11 +156,8 @@ def spread(nodes: Nodes) -> dict[str, object]:
 @pytest.fixture(scope="module")
 def packed(nodes: Nodes) -> tuple[jobs.Job, str]:
     """The same run as a job on one node, and what it printed."""
-    command = ["train", "dag-digits", "--name", "packed", "--out", str(nodes.out)]
-    for key, value in {**nodes.options, "resources.placement": "pack"}.items():
-        command += ["--set", f"{key}={json.dumps(value)}"]
     with Cluster(nodes.dashboard) as cluster:
-        job = cluster.submit(command, env={"LABELMESH_SECRET": "not to be seen"})
+        job = cluster.submit(nodes.command("packed"), env={"LABELMESH_SECRET": "not to be seen"})
         printed = "".join(cluster.logs(job, follow=True))
     return job, printed
 
@@ -189,10 +203,80 @@ def test_a_job_is_followed_to_its_end(nodes: Nodes, packed: tuple[jobs.Job, str]
 def test_a_run_over_two_nodes_is_that_on_one(
     nodes: Nodes, packed: tuple[jobs.Job, str], spread: dict[str, object]
 ) -> None:
-    one, two = (nodes.out / name for name in ("packed", "spread"))
-    a, b = (load_file(path / "model.safetensors") for path in (one, two))
+    assert_same(nodes, "packed", "spread")
+
+
+def assert_same(nodes: Nodes, one: str, other: str) -> None:
+    a, b = (load_file(nodes.out / name / "model.safetensors") for name in (one, other))
     assert all(torch.equal(a[name], b[name]) for name in a)
-    assert Run(str(one)).labels().equals(Run(str(two)).labels())
+    one_run, other_run = (Run(str(nodes.out / name)) for name in (one, other))
+    assert one_run.labels().equals(other_run.labels())
+
+
+def test_a_run_that_is_stopped_goes_on_as_if_undisturbed(
+    nodes: Nodes, packed: tuple[jobs.Job, str]
+) -> None:
+    run = RunDir(str(nodes.out / "stopped"))
+    with Cluster(nodes.dashboard) as cluster:
+        job = cluster.submit(nodes.command("stopped"))
+        deadline = time.monotonic() + 300
+        while " steps" not in str(job.logs()) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert cluster.stop(job) == "STOPPED"
+        assert job.exit_code == 1
+        assert "stopped by SIGTERM: the run has paused at checkpoint epoch-" in str(job.logs())
+        assert "Traceback" not in str(job.logs())
+        found = examine(run, time.time())
+        assert (found["state"], found["silent_s"]) == ("paused", None)
+        assert found["reason"].startswith("stopped by SIGTERM: the run has paused at checkpoint")
+        assert found["checkpoint"] == committed(run)[-1]
+        assert found["advice"].startswith("go on with: labelmesh train dag-digits --set ")
+        assert not run.exists("result.json")
+
+        again = cluster.submit([*nodes.command("stopped"), "--resume"])
+        assert again.wait(600.0) == "SUCCEEDED"
+    assert_same(nodes, "packed", "stopped")
+    assert examine(run, time.time())["state"] == "finished"
+
+
+def test_nobody_works_with_jobs_without_the_token(nodes: Nodes, tmp_path: Path) -> None:
+    wrong = {"RAY_AUTH_TOKEN": "f" * 64}
+    asked = [
+        (["jobs"], {}),
+        (["status", "--cluster"], wrong),
+        (["submit", "--", "report", "x"], wrong),
+        (["logs", "none"], {}),
+        (["stop", "none"], wrong),
+    ]
+    known = {name: value for name, value in os.environ.items() if name != "RAY_AUTH_TOKEN"}
+    known |= {"HOME": str(tmp_path), "RAY_API_SERVER_ADDRESS": nodes.dashboard}
+    begun = [
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-m", "labelmesh", *words],
+            env=known | token,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for words, token in asked
+    ]
+    for process, (words, token) in zip(begun, asked):
+        out, err = process.communicate()
+        what = "refuses the token" if token else "wants a token, and none was found"
+        assert (process.returncode, out) == (2, ""), words
+        assert err.startswith(f"error: the cluster at {nodes.dashboard} {what}: set RAY_AUTH_TOKEN")
+        assert err.count("\n") == 1
+    codes = {}
+    for token in ("", "f" * 64, os.environ["RAY_AUTH_TOKEN"]):
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        request = urllib.request.Request(f"{nodes.dashboard}/api/jobs/", headers=headers)
+        try:
+            with urllib.request.urlopen(request, timeout=30) as reply:
+                codes[token] = reply.status
+        except urllib.error.HTTPError as error:
+            codes[token] = error.code
+            error.close()
+    assert list(codes.values()) == [401, 403, 200]
 
 
 def test_bad_input_of_a_job_is_its_exit_code_and_stop_ends_it(nodes: Nodes) -> None:

@@ -51,7 +51,7 @@ ALLOWED = {
     ("datasets.importing", "importlib.import_module"): "one of importer_names(), a listing",
     ("trainers.method", "importlib.import_module"): "one of method_names(), a listing",
     ("datasets.files", "fsspec.core.url_to_fs"): "refuses protocols that give orders",
-    ("graph_store", "fsspec.core.url_to_fs"): "in a run's directory, opened before",
+    ("graph_store.places", "fsspec.core.url_to_fs"): "refuses protocols that give orders",
     ("graph_store.actors", "cloudpickle.loads"): "from the store's creator, over Ray, never a file",
 }
 # Calls that are safe with these arguments alone.

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from labelmesh.cluster import output, progress
 from labelmesh.trainers.config import ConfigError, load_config
+from labelmesh.trainers.outcome import RunPaused
 
 
 def caught(action: Callable[[], Any]) -> Exception:
@@ -34,6 +35,13 @@ def test_our_value_error_is_one_sentence_and_code_2(capsys: pytest.CaptureFixtur
     assert out == ""
     assert err.startswith("error: no configuration 'no-such-config'")
     assert err.count("\n") == 1
+
+
+def test_a_run_that_was_stopped_is_no_failure_to_look_into(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert output.explain(caught(lambda: fail(RunPaused("stopped by SIGTERM: ...")))) == 1
+    assert capsys.readouterr() == ("", "stopped by SIGTERM: ...\n")
 
 
 def test_a_missing_file_is_named(capsys: pytest.CaptureFixture[str]) -> None:

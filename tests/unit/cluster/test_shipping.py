@@ -24,7 +24,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_shipped_configuration_and_uris_go_as_they_are() -> None:
     args = ["train", "dag-digits", *AWAY]
-    assert plan_shipment(args, is_here=False) == Shipment((*args, "--out", "s3://b/runs"))
+    assert plan_shipment(args, is_here=False) == Shipment(tuple(args))
 
 
 def test_a_configuration_goes_along_and_is_found_by_its_name(config: Path) -> None:
@@ -91,7 +91,7 @@ def test_secrets_in_a_command_are_refused() -> None:
 
 def test_absolute_paths_are_taken_for_a_shared_file_system() -> None:
     args = ["train", "dag-digits", "--set", "data.uri=/mnt/digits", "--out", "/mnt/runs"]
-    assert plan_shipment(args, is_here=False).args == (*args, "--out", "/mnt/runs")
+    assert plan_shipment(args, is_here=False).args == tuple(args)
 
 
 def test_on_this_machine_paths_become_absolute(

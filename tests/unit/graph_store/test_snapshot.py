@@ -10,13 +10,13 @@ import fsspec
 import pytest
 import torch
 from labelmesh.graph_store.snapshot import (
-    Part,
     commit,
     new_version,
     read_manifest,
     read_rows,
     write_part,
 )
+from labelmesh.graph_store.snapshot_manifest import Part
 from labelmesh.graph_store.store import StoreSpec
 from torch import Tensor
 

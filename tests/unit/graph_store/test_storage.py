@@ -153,7 +153,7 @@ def test_a_place_can_be_sent_to_another_process(tmp_path: Path) -> None:
 
 def snapshot(uri: str, value: int) -> None:
     version = new_version(uri)
-    rows = {"table": {"x": torch.full((1000,), value)}}
+    rows = {"table": {"x": torch.full((1000, 4), value)}}
     commit(uri, version, SPEC, (0, 1000), [write_part(uri, version, 0, rows)])
 
 
@@ -161,12 +161,12 @@ def test_a_snapshot_that_does_not_fit_leaves_the_one_before(tmp_path: Path) -> N
     uri = str(tmp_path / "store")
     snapshot(uri, 1)
     with (
-        largest_file(4000),
-        pytest.raises(StorageError, match=r"v000002/shard-0000.*8000 bytes failed"),
+        largest_file(20_000),
+        pytest.raises(StorageError, match=r"v000002/shard-0000.*32000 bytes failed"),
     ):
         snapshot(uri, 2)
     assert not list(Path(uri).glob("v000002/*"))
-    assert int(read_rows(uri, read_manifest(uri), 0, 1)["table"]["x"]) == 1
+    assert int(read_rows(uri, read_manifest(uri), 0, 1)["table"]["x"][0, 0]) == 1
     snapshot(uri, 4)
     assert Storage(uri).names() == ["CURRENT", "v000003"]
 
