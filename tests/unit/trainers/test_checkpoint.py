@@ -140,6 +140,34 @@ def test_a_checkpoint_of_another_version_is_refused(tmp_path: Path) -> None:
         run.engine.load(tmp_path / "engine")
 
 
+@pytest.mark.parametrize("file", ["../../config.toml", "/etc/passwd", "s3://b/engine.json"])
+def test_a_checkpoint_that_names_files_elsewhere_is_refused(file: str, run: Run) -> None:
+    run.save(1, 1.0)
+    path = "checkpoints/epoch-0001/COMMIT.json"
+    commit = run.dir.read_json(path)
+    commit["files"][file] = commit["files"]["averaged.safetensors"]
+    run.dir.write_json(path, commit)
+    with pytest.raises(ValueError, match="leads out"):
+        run.load("epoch-0001")
+    name, skipped = newest_intact(run.dir)
+    assert name is None
+    assert [s.name for s in skipped] == ["epoch-0001"]
+
+
+@pytest.mark.parametrize("file", ["../engine-0000.safetensors", "/etc/passwd", 7])
+def test_a_training_state_that_names_files_elsewhere_is_refused(
+    file: object, tmp_path: Path
+) -> None:
+    Run(str(tmp_path / "run")).engine.save(tmp_path / "a")
+    (tmp_path / "engine-0000.safetensors").write_bytes(
+        (tmp_path / "a/engine-0000.safetensors").read_bytes()
+    )
+    about = json.loads((tmp_path / "a/engine.json").read_text())
+    (tmp_path / "a/engine.json").write_text(json.dumps(about | {"files": [file]}))
+    with pytest.raises(ValueError, match="names the file"):
+        engine_state.SavedState(tmp_path / "a")
+
+
 def test_big_states_are_written_in_several_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

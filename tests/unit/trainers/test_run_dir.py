@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from labelmesh.datasets.limits import TooLargeError
 from labelmesh.trainers.run_dir import RunDir
 
 
@@ -29,6 +32,19 @@ def test_files_round_trip(run: RunDir) -> None:
     assert run.names("a") == ["b.json"]
     run.remove("a")
     assert not run.exists("a/b.json")
+
+
+def test_a_table_that_unpacks_to_far_more_than_it_weighs_is_refused(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = pa.table({"key": pa.array(["a"] * 1_000_000).dictionary_encode(), "round": [0] * 10**6})
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    run.write_bytes("labels.parquet", sink.getvalue().to_pybytes())
+    assert run.read_table("labels.parquet", ["round"]).num_rows == 10**6
+    monkeypatch.setenv("LABELMESH_MAX_UNPACKED_BYTES", "1000000")
+    with pytest.raises(TooLargeError, match=r"labels.parquet has [\d,]+ bytes unpacked"):
+        run.read_table("labels.parquet")
 
 
 def test_lines_are_appended_and_dropped(run: RunDir) -> None:
