@@ -10,10 +10,13 @@ import re
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..datasets.masking import masked_text
 from ..trainers.outcome import RunPaused
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 INPUT_ERROR = 2
 RUN_FAILED = 1
@@ -39,7 +42,6 @@ def print_facts(facts: Mapping[str, Any], *, title: str = "") -> None:
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str = "") -> None:
     """Write a table to stdout; without a header row where all names are empty."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -49,11 +51,17 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]], *, title: 
         table.add_column(name, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(shown(cell)) for cell in row))
-    # A pipe has no width; a table that is cut at 80 columns cannot be read by programs.
-    console = Console(width=None if sys.stdout.isatty() else _UNBOUNDED)
+    console = wide_console()
     if title:
         console.print(Text(title, style="bold"))
     console.print(table)
+
+
+def wide_console() -> Console:
+    """Stdout. A pipe has no width; a table that is cut at 80 columns cannot be read by programs."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else _UNBOUNDED)
 
 
 def shown(value: Any) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .job_commands import Address
-from .output import duration, print_json, print_table, printable
+from .output import duration, print_json, print_table, printable, wide_console
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -44,10 +44,8 @@ def status(
     elif json:
         print_json({"runs": entries} if ray is None else {"runs": entries, "cluster": ray})
     else:
-        from rich.console import Console
-
         if entries:
-            Console(soft_wrap=True).print(_shown(entries))
+            wide_console().print(_shown(entries))
         if ray is not None:
             _print_cluster(ray)
 

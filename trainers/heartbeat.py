@@ -30,7 +30,7 @@ def read_status(run: RunDir) -> RunStatus | None:
     """What the run's driver wrote last; None if there is nothing that can be read."""
     try:
         return from_json(run.read_json(FILE)) if run.exists(FILE) else None
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, AttributeError):
         return None
 
 

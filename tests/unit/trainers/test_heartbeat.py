@@ -48,6 +48,12 @@ def test_the_thread_writes_at_once_and_ends_with_the_run(run: RunDir) -> None:
     assert seen.state == "finished"
 
 
+@pytest.mark.parametrize("content", ["", "[]", '{"state": "training"}', '{"pace": 7}'])
+def test_a_status_that_is_none_is_not_read(content: str, run: RunDir) -> None:
+    run.write_text(FILE, content)
+    assert read_status(run) is None
+
+
 def test_a_storage_that_refuses_is_told_once(
     run: RunDir, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
