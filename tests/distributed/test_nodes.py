@@ -219,7 +219,7 @@ def test_a_run_that_is_stopped_goes_on_as_if_undisturbed(
     run = RunDir(str(nodes.out / "stopped"))
     with Cluster(nodes.dashboard) as cluster:
         job = cluster.submit(nodes.command("stopped"))
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + 600
         while " steps" not in str(job.logs()) and time.monotonic() < deadline:
             time.sleep(0.2)
         assert cluster.stop(job) == "STOPPED"
@@ -234,7 +234,7 @@ def test_a_run_that_is_stopped_goes_on_as_if_undisturbed(
         assert not run.exists("result.json")
 
         again = cluster.submit([*nodes.command("stopped"), "--resume"])
-        assert again.wait(600.0) == "SUCCEEDED"
+        assert again.wait(1200.0) == "SUCCEEDED"
     assert_same(nodes, "packed", "stopped")
     assert examine(run, time.time())["state"] == "finished"
 
@@ -285,7 +285,7 @@ def test_bad_input_of_a_job_is_its_exit_code_and_stop_ends_it(nodes: Nodes) -> N
         slow = cluster.submit(["train", "dag-digits", "--name", "slow", "--out", str(nodes.out)])
         assert cluster.stop(slow.id) == "STOPPED"
         assert slow.exit_code == 1
-        assert bad.wait(120.0) == "FAILED"
+        assert bad.wait(600.0) == "FAILED"
         assert bad.exit_code == 2
         with pytest.raises(ConfigError, match="knows no job 'raysubmit_none'"):
             cluster.stop("raysubmit_none")
