@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from ..trainers.config import RunSpec
+from ..trainers.checkpoint import Position
+from ..trainers.config import RunSpec, TrainSpec
 from ..trainers.launch import open_session
 from ..trainers.outcome import RunPaused
 from ..trainers.placement import MakePlacement, Placement
@@ -50,7 +51,9 @@ def drive(spec: RunSpec, run: RunDir, prepared: Prepared, *, on_event: OnEvent) 
         try:
             Supervisor(
                 session,
-                Policy(train.world_sizes, train.max_failures, train.wait_for_room_s),
+                Policy(
+                    train.world_sizes, train.max_failures, train.wait_for_room_s, _pause_at(train)
+                ),
                 find_room=find_room,
                 leaving=leaving,
                 stop_asked=stop_asked,
@@ -59,6 +62,13 @@ def drive(spec: RunSpec, run: RunDir, prepared: Prepared, *, on_event: OnEvent) 
             ).run()
         finally:
             session.close()
+
+
+def _pause_at(train: TrainSpec) -> str | None:
+    """The checkpoint of `train.pause_after`; None where the run goes to its end."""
+    if train.pause_after is None or train.pause_after >= train.epochs:
+        return None
+    return Position(train.pause_after, step=0, world_size=1).name
 
 
 def _raise_if(reason: str | None) -> None:

@@ -8,6 +8,7 @@
     {"kind": "round", "round": 3, "epoch": 3, "searched": 1437, "coverage": 0.98}
     {"kind": "eval", "epoch": 4, "split": "val", "accuracy": 0.94}
     {"kind": "waiting", "trainers": 2, "shards": 2}
+    {"kind": "skipped", "checkpoint": "epoch-0003", "reason": "model.pt is missing"}
 
 `step` and the `epoch` of an evaluation count what is done; the `epoch` of steps and rounds is the
 one they belong to, from 0. Records of the supervised baseline carry `"baseline": True`. Everything
@@ -19,16 +20,15 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from types import TracebackType
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
-from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from ..trainers.run_status import Pace
+from .live_display import LiveDisplay
 from .output import duration
 
 Event = Mapping[str, Any]
@@ -50,12 +50,13 @@ _NOTICES = {
     "waiting": "waiting until the cluster has room",
     "pausing": "pausing",
     "lost": "going on from the last checkpoint",
+    "skipped": "a damaged checkpoint is passed over",
 }
 _SHOWN = frozenset({"train", "round", "eval"})
 _SHARES = frozenset({"coverage", "pseudo_accuracy", "accuracy", "val", "test"})
 
 
-class Progress:
+class Progress(LiveDisplay):
     """Renders a run's records; a context manager that restores the terminal however it ends.
 
     Args:
@@ -74,8 +75,8 @@ class Progress:
         seconds_between_lines: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        super().__init__(console)
         self._title = title
-        self._console = console or Console(stderr=True)
         self._pause_s = seconds_between_lines
         self._clock = clock
         self._last_line_s = clock()
@@ -83,35 +84,15 @@ class Progress:
         self._total: dict[str, int] = {}
         self._pace: Pace | None = None
         self._rows: deque[dict[str, Any]] = deque(maxlen=_ROWS)
-        self._live: Live | None = None
-
-    def __enter__(self) -> Progress:
-        if self._console.is_terminal:
-            self._live = Live(self.render(), console=self._console, refresh_per_second=4)
-            self._live.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._live is not None:
-            self._live.update(self.render(), refresh=True)
-            self._live.stop()
-            self._live = None
 
     def update(self, event: Event) -> None:
         """Take in one record. Unknown kinds and keys are ignored: progress never stops a run."""
         self._remember(event)
-        if self._live is not None and event.get("kind") in _NOTICES:
-            self._live.console.print(self.line(event), highlight=False, markup=False)
-        elif self._live is not None:
-            self._live.update(self.render())
-        elif self._is_due(event):
+        if self.is_live and event.get("kind") not in _NOTICES:
+            self.redraw()
+        elif self.is_live or self._is_due(event):
             self._last_line_s = self._clock()
-            self._console.print(self.line(event), highlight=False, markup=False, soft_wrap=True)
+            self.print_line(self.line(event))
 
     @property
     def seconds_left(self) -> float | None:

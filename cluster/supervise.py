@@ -47,11 +47,13 @@ class Policy:
         sizes: Numbers of workers that the run may have, largest first.
         max_failures: Losses in a row without a new checkpoint.
         wait_for_room_s: How long to wait for the least that the run needs.
+        pause_at: Name of the checkpoint at which the run is to stop for now.
     """
 
     sizes: Sequence[int]
     max_failures: int
     wait_for_room_s: float
+    pause_at: str | None = None
 
 
 @dataclass
@@ -97,9 +99,10 @@ class Supervisor:
 
         Raises:
             RunFailed: It broke, or lost processes too often, or found no room.
-            RunPaused: The user stopped it; its checkpoint is there.
+            RunPaused: The user stopped it, or wanted it no further; its checkpoint is there.
         """
         while True:
+            self._raise_if_far_enough(self._session.newest_checkpoint())
             room = self._wait_for_room()
             before = self._session.newest_checkpoint()
             outcome = self._attempt(room, before)
@@ -151,6 +154,14 @@ class Supervisor:
                 f"processes or machines were lost {self._failures} times in a row without a new "
                 f"checkpoint, the last time: {outcome.reason}; raise train.max_failures, or make "
                 f"checkpoints more often (train.checkpoint_every_steps)"
+            )
+
+    def _raise_if_far_enough(self, newest: str | None) -> None:
+        end = self._policy.pause_at
+        if end is not None and newest is not None and newest >= end:  # names sort by age
+            raise RunPaused(
+                f"the run has paused at checkpoint {newest}, as train.pause_after asks; raise it "
+                f"or leave it out, and --resume goes on from there"
             )
 
     def _wait_for_room(self) -> Room:

@@ -92,7 +92,7 @@ class Watcher:
 
     Args:
         on_event: Gets rank 0's records and, when ranks have joined, where they run. What it raises
-            is kept in `error`, and it gets no more.
+            is kept in `error`; it gets no more, and the run is asked to pause.
         why_pause: Asked now and then with the nodes that the workers run on; a reason to pause, or
             None.
     """
@@ -125,7 +125,7 @@ class Watcher:
             last = self._stop.wait(self._every_s)
             try:
                 nodes = self._pass_on()
-                reason = None if last or self.paused_because else self._why_pause(nodes)
+                reason = None if last or self.paused_because else self._reason(nodes)
                 if reason is not None:
                     self.paused_because = reason
                     self._tell({"kind": "pausing", "reason": reason})
@@ -145,6 +145,9 @@ class Watcher:
                 self.checkpoint = event["checkpoint"]
             self._tell(event)
         return frozenset(nodes.values())
+
+    def _reason(self, nodes: frozenset[str]) -> str | None:
+        return str(self.error) if self.error is not None else self._why_pause(nodes)
 
     def _tell(self, event: dict[str, Any]) -> None:
         if self.error is not None:

@@ -200,6 +200,9 @@ class TrainSpec(_Section):
         None, ge=1, description="also within epochs, counted over the whole run"
     )
     keep_checkpoints: int = Field(2, ge=1)
+    pause_after: int | None = Field(
+        None, ge=1, description="stop after this epoch's checkpoint, to go on with --resume later"
+    )
     extract_batch_size: int = Field(128, ge=1)
     deepspeed: dict[str, Any] = Field(default_factory=dict)
 

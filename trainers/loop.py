@@ -174,7 +174,7 @@ def train_epoch(training: Training) -> None:
     last = training.epoch == spec.train.epochs
     if training.epoch % spec.train.eval_every_epochs == 0 or last:
         evaluate_validation(training)
-    pausing = not last and pause_is_asked(training)
+    pausing = not last and (training.epoch == spec.train.pause_after or pause_is_asked(training))
     if training.epoch % spec.train.checkpoint_every_epochs == 0 or last or pausing:
         save_checkpoint(training)
     if pausing:

@@ -119,8 +119,9 @@ def tells_of_loss(error: BaseException) -> bool:
 def chain_of(error: BaseException) -> list[BaseException]:
     """An exception and all that it wraps, outermost first."""
     found: list[BaseException] = []
-    inner: BaseException | None = error
-    while inner is not None and inner not in found:
+    inner: object = error
+    # Ray's errors may name their cause in words, after they were pickled.
+    while isinstance(inner, BaseException) and inner not in found:
         found.append(inner)
         inner = getattr(inner, "cause", None) or inner.__cause__
     return found

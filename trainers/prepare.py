@@ -140,7 +140,7 @@ _FREE: dict[str, Any] = {
     "resources": True,
     "tracking": True,
     "graph": {"num_shards", "log_uri"},
-    "train": {"num_workers", "max_failures", "wait_for_room_s", "keep_checkpoints"},
+    "train": {"num_workers", "max_failures", "wait_for_room_s", "keep_checkpoints", "pause_after"},
 }
 
 

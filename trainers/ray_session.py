@@ -30,7 +30,7 @@ from .outcome import Broke, Finished, Outcome, Paused, PausedAt, classify
 from .placement import MakePlacement
 from .prepare import Prepared, forget_after
 from .queues import queues_told
-from .reservation import Reservation, reserve, room
+from .reservation import Reservation, remove_orphans, reserve, room
 from .run_dir import RunDir
 from .worker import Job, run_job
 
@@ -91,6 +91,8 @@ class RaySession:
             failure = _fit(job, board, num_workers, self._reservation)
         watcher.close()
         _kill(board)
+        if failure is not None:
+            remove_orphans()
         if watcher.checkpoint is not None or not nodes <= _living_nodes():
             self._give_back()  # what comes next is planned anew
         if watcher.error is not None:
@@ -185,6 +187,16 @@ class RaySession:
             self._reservation = None
 
 
+class _Trainer(TorchTrainer):  # type: ignore[misc]
+    """Without Ray's cleaner of placement groups: a detached process per attempt that stays for ever
+    where the controller was killed and no dashboard runs. Ray itself removes the groups of a job
+    that has ended, and `remove_orphans` those of a controller that died before."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks = super()._create_default_callbacks()
+        return [c for c in callbacks if type(c).__name__ != "PlacementGroupCleanerCallback"]
+
+
 def _fit(job: Job, board: Any, num_workers: int, reservation: Reservation) -> BaseException | None:
     """Run a worker group to its end; the error that ended it, or None."""
     for name, value in _RAY_TRAIN.items():
@@ -195,7 +207,7 @@ def _fit(job: Job, board: Any, num_workers: int, reservation: Reservation) -> Ba
         resources["GPU"] = job.spec.resources.gpus_per_trainer
     # Ray Train keeps its own bookkeeping here; checkpoints are ours, in the run's directory.
     storage = job.run.local_path
-    trainer = TorchTrainer(
+    trainer = _Trainer(
         _train_worker,
         train_loop_config={"job": job, "board": board},
         scaling_config=ScalingConfig(

@@ -24,6 +24,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import ray
+from ray._private.state import state
+from ray.core.generated import gcs_pb2
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -118,6 +121,27 @@ def reserve(
         whole = _ask(shards + trainers, placement)
         whole.wait(_WAIT_S)
         _give_back([whole])
+
+
+def remove_orphans() -> None:
+    """Remove the placement groups of this job whose makers, actors of it, have died.
+
+    Ray keeps them until the job ends: those of a sweep's trial that was killed, and those of Ray
+    Train where its controller was.
+    """
+    job = bytes.fromhex(ray.get_runtime_context().get_job_id())
+    for raw in state._connect_and_get_accessor().get_placement_group_table():
+        group = gcs_pb2.PlacementGroupTableData.FromString(raw)
+        if group.creator_job_id == job and _is_orphan(group):
+            group_id = ray.PlacementGroupID(group.placement_group_id)
+            remove_placement_group(PlacementGroup(group_id))
+
+
+def _is_orphan(group: Any) -> bool:
+    """Whether a group is still there whose maker was an actor, and is dead; of Ray's record."""
+    made_by_actor = group.creator_actor_id.strip(b"\xff") != b""
+    is_there = group.state != gcs_pb2.PlacementGroupTableData.REMOVED
+    return made_by_actor and bool(group.creator_actor_dead) and is_there and not group.is_detached
 
 
 def _ask(bundles: Sequence[Mapping[str, float]], placement: Placement) -> PlacementGroup:

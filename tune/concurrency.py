@@ -13,13 +13,22 @@ from ..cluster.resources import ResourceError, num_trainers
 from ..cluster.resources import check as check_resources
 from ..trainers.config import RunSpec
 
+# Ray grants no process that asks for nothing, and what asks for a crumb of a CPU keeps a whole one
+# from others where shares add up to whole CPUs. Ray's first machine lends one of these.
+_HEAD = "node:__internal_head__"
+_CRUMB = 0.001
+
 
 def driver_needs(spec: RunSpec) -> dict[str, float]:
-    """What the process asks of Ray that drives one run; it trains by itself if engine = "local"."""
+    """What the process asks of Ray that drives one run; it trains by itself if engine = "local".
+
+    Where trainers and shards have processes of their own, their driver goes to the machine that
+    the cluster cannot lose, and takes no CPU.
+    """
     if spec.train.engine != "local":
-        return {"CPU": 0.0}
+        return {_HEAD: _CRUMB}
     needs = {"CPU": spec.resources.cpus_per_trainer, "GPU": spec.resources.gpus_per_trainer}
-    return {name: count for name, count in needs.items() if count or name == "CPU"}
+    return {name: count for name, count in needs.items() if count} or {"CPU": _CRUMB}
 
 
 def most_at_once(spec: RunSpec, *, cpus: float, gpus: float, wanted: int) -> int:

@@ -1,14 +1,15 @@
-"""The points of a sweep as trials of Ray Tune: the one file of `tune` that knows Ray.
+"""The points of a sweep as trials of Ray Tune.
 
-Tune starts, stops and watches the trials' processes. What is tried next is asked of a `Searcher`,
-and what became of a point is read from its folder: Tune's own records (`ray_tune/`) are never
-needed again.
+Tune starts, stops and watches the trials' processes (`trial_actor.py`). What is tried next is asked
+of a `Searcher`, and what became of a point is read from its folder: Tune's own records
+(`ray_tune/`) are never needed again.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,11 +23,13 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from ray.tune.search import Searcher as TuneSearcher
 
 from ..trainers.config import RunSpec
+from ..trainers.reservation import remove_orphans
 from ..trainers.run_dir import RunDir
 from .points import Point
 from .search import Searcher
 from .sweep_spec import SweepSpec
-from .trial import Task, point_uri, read_point, run_point, sentence, write_point
+from .trial import Task, point_uri, read_point, sentence, write_point
+from .trial_actor import Stopping, TrialActor
 
 OnEvent = Callable[[dict[str, Any]], None]
 _SETTINGS = {
@@ -41,6 +44,7 @@ _SETTINGS = {
 _RECORDS = "ray_tune"
 # A process that died is begun again, from its run's checkpoint, so often.
 _RESTARTS = 2
+_LOOK_EVERY_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -76,11 +80,14 @@ def run_trials(trials: Trials, searcher: Searcher, on_event: OnEvent) -> None:
     folder = RunDir(trials.uri)
     local = folder.local_path
     folder.remove(_RECORDS)
-    train = tune.with_parameters(_trial, spec=trials.spec, base=trials.base, uri=trials.uri)
+    stopping = Stopping()
+    train = tune.with_parameters(
+        TrialActor, spec=trials.spec, base=trials.base, uri=trials.uri, until=trials.until
+    )
     tuner = tune.Tuner(
         tune.with_resources(train, dict(trials.resources)),
         tune_config=tune.TuneConfig(
-            search_alg=_Asked(searcher),
+            search_alg=_Asked(searcher, stopping),
             scheduler=_scheduler(trials),
             num_samples=-1,
             # a process that has trained one point has everything imported for the next
@@ -92,33 +99,30 @@ def run_trials(trials: Trials, searcher: Searcher, on_event: OnEvent) -> None:
         run_config=tune.RunConfig(
             name=_RECORDS,
             storage_path=str(local.resolve()) if local is not None else trials.uri,
-            callbacks=[_Watcher(trials, searcher, on_event)],
+            callbacks=[_Watcher(trials, searcher, on_event, stopping)],
             failure_config=tune.FailureConfig(max_failures=_RESTARTS),
+            # a run's checkpoints are its own
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             stop=None if trials.until is None else {"round": trials.until},
             verbose=0,
         ),
     )
     with _settings():
         tuner.fit()
+    remove_orphans()
     folder.remove(_RECORDS)
 
 
-def _trial(config: dict[str, Any], spec: SweepSpec, base: RunSpec, uri: str) -> None:
-    """What a trial's process does."""
-    task = Task(spec, base, point_uri(uri, config["index"]), json.loads(config["params"]))
-
-    def report(round: int, score: float) -> None:
-        tune.report({"round": round, "score": score})
-
-    run_point(task, report)
-
-
 class _Asked(TuneSearcher):  # type: ignore[misc]
-    """Hands a `Searcher`'s points to Tune, as text: Tune would take dots and lists apart."""
+    """Hands a `Searcher`'s points to Tune, as text: Tune would take dots and lists apart.
 
-    def __init__(self, searcher: Searcher) -> None:
+    It ends the search only when all trials that were told to stop have done so: at its end Tune
+    kills those that have not within ten seconds.
+    """
+
+    def __init__(self, searcher: Searcher, stopping: Stopping) -> None:
         super().__init__()
-        self._searcher = searcher
+        self._searcher, self._stopping = searcher, stopping
 
     def __reduce__(self) -> Any:
         # Tune pickles whatever it is given; a study and a terminal have no place in that.
@@ -127,11 +131,11 @@ class _Asked(TuneSearcher):  # type: ignore[misc]
     def set_search_properties(self, *args: Any, **kwargs: Any) -> bool:
         return True
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         asked = self._searcher.ask()
         if asked is None:
             finished: str = TuneSearcher.FINISHED
-            return finished
+            return finished if self._stopping.all_ended() else None
         index, params = asked
         return {"index": index, "params": json.dumps(dict(params))}
 
@@ -151,11 +155,15 @@ class _Watcher(TrialProgressCallback):  # type: ignore[misc]
     It stands in the place of Tune's own progress, which would be printed among the results.
     """
 
-    def __init__(self, trials: Trials, searcher: Searcher, on_event: OnEvent) -> None:
+    def __init__(
+        self, trials: Trials, searcher: Searcher, on_event: OnEvent, stopping: Stopping
+    ) -> None:
         super().__init__()
         self._trials = trials
         self._searcher = searcher
         self._on_event = on_event
+        self._stopping = stopping
+        self._next_look = time.monotonic()
         self._rounds: dict[int, tuple[int, float]] = {}
 
     def __reduce__(self) -> Any:
@@ -177,10 +185,18 @@ class _Watcher(TrialProgressCallback):  # type: ignore[misc]
         self._rounds[index] = seen
         self._on_event({"kind": "point round", "point": index, "round": seen[0], "score": seen[1]})
 
+    def on_step_end(self, iteration: int, trials: Any, **info: Any) -> None:
+        self._stopping.all_ended()
+        # what a trial held whose process was killed; it is about to be begun again
+        if self._trials.base.train.engine != "local" and time.monotonic() >= self._next_look:
+            remove_orphans()
+            self._next_look = time.monotonic() + _LOOK_EVERY_S
+
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         index, params = _point_of(trial)
         point = read_point(point_uri(self._trials.uri, index))
         if point is None:
+            self._stopping.add(trial.temporary_state.ray_actor)
             if self._trials.until is not None:
                 return
             round, score = self._rounds.get(index, (0, float("nan")))

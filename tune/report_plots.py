@@ -120,18 +120,20 @@ def parallel_coordinates(
     axes.plot(places, heights[:, best], color=ORANGE, linewidth=3.0, marker="o", label="best")
     has_missing = bool((heights == _MISSING).any())
     for place, axis in zip(places, axes_of):
+        # Labels of the last axis go where no line passes.
+        side = 1 if place == places[-1] else -1
         axes.axvline(place, color=INK, linewidth=0.8, ymin=0.0, zorder=3)
         for at, text in axis.ticks():
-            axes.plot([place - 0.02, place], [at, at], color=INK, linewidth=0.8, zorder=4)
-            _tag(axes, place - 0.035, at, text)
+            axes.plot([place, place + side * 0.02], [at, at], color=INK, linewidth=0.8, zorder=4)
+            _tag(axes, float(place), at, text, side=side)
         if None in axis.values:
-            _tag(axes, place - 0.035, _MISSING, "none")
+            _tag(axes, float(place), _MISSING, "none", side=side)
     names = [axis.name + ("\n(log)" if axis.is_log else "") for axis in axes_of]
     axes.set_xticks(places, names)
     axes.xaxis.tick_top()
     axes.tick_params(axis="x", length=0, pad=4)
     axes.set_yticks([])
-    axes.set_xlim(-0.55, len(axes_of) - 0.8)
+    axes.set_xlim(-0.55, len(axes_of) - 0.55)
     axes.set_ylim(-0.2 if has_missing else -0.06, 1.06)
     axes.grid(visible=False)
     for spine in axes.spines.values():
@@ -244,6 +246,17 @@ def _log_marks(low: float, high: float) -> list[float]:
     return inside if len(inside) > 1 else [low, high]
 
 
-def _tag(axes: Any, x: float, y: float, text: str) -> None:
+def _tag(axes: Any, x: float, y: float, text: str, *, side: int) -> None:
+    """A label beside an axis: to its left (-1) or right (1)."""
     box = {"boxstyle": "round,pad=0.12", "facecolor": PAPER, "alpha": 0.85, "linewidth": 0}
-    axes.text(x, y, text, ha="right", va="center", fontsize=8.5, color=INK, bbox=box, zorder=5)
+    axes.text(
+        x + side * 0.035,
+        y,
+        text,
+        ha="left" if side > 0 else "right",
+        va="center",
+        fontsize=8.5,
+        color=INK,
+        bbox=box,
+        zorder=5,
+    )

@@ -8,50 +8,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
-from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from ..cluster.live_display import LiveDisplay
 from .points import Mode
 
 Event = Mapping[str, Any]
 _ROWS = 12
 
 
-class SweepProgress:
-    """Renders a sweep's events to stderr; a context manager that restores the terminal."""
+class SweepProgress(LiveDisplay):
+    """Renders a sweep's events; a context manager that restores the terminal."""
 
     def __init__(
         self, title: str, metric: str, mode: Mode, *, console: Console | None = None
     ) -> None:
+        super().__init__(console)
         self._title = title
         self._metric = metric
         self._sign = 1.0 if mode == "max" else -1.0
-        self._console = console or Console(stderr=True)
-        self._live: Live | None = None
         self._total: dict[str, int] = {}
         self._points: dict[int, dict[str, Any]] = {}
-
-    def __enter__(self) -> SweepProgress:
-        if self._console.is_terminal:
-            self._live = Live(self.render(), console=self._console, refresh_per_second=4)
-            self._live.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._live is not None:
-            self._live.update(self.render(), refresh=True)
-            self._live.stop()
-            self._live = None
 
     def update(self, event: Event) -> None:
         """Take in one event. Unknown kinds are ignored: progress never stops a sweep."""
@@ -60,10 +41,10 @@ class SweepProgress:
             self._total = {k: int(event[k]) for k in ("points", "done", "at_once")}
         elif kind in {"point begins", "point round", "point"}:
             self._remember(event)
-        if self._live is not None:
-            self._live.update(self.render())
+        if self.is_live:
+            self.redraw()
         elif kind in {"sweep", "point begins", "point"}:
-            self._console.print(self.line(event), highlight=False, markup=False, soft_wrap=True)
+            self.print_line(self.line(event))
 
     def line(self, event: Event) -> str:
         """One event as one line: `point 3 finished: val/accuracy 0.9410 sd 0.0123 in 0:41`."""

@@ -56,6 +56,7 @@ _OURS = {
     "method.name": "its hyperparameters are another method's; make a sweep for each",
     "output.uri": "give --out instead",
     "train.score_test": "a sweep never reads the test split",
+    "train.pause_after": "a sweep says itself how far its runs go",
     "train.baseline_steps": "the runs of a sweep train no baseline",
 }
 _SWEEP_SECTIONS = ("search.", "scheduler.")

@@ -16,7 +16,7 @@ from typing import Any
 
 from ..cluster.api import connect
 from ..datasets.masking import masked_text
-from ..trainers.config import RunSpec
+from ..trainers.config import RunSpec, with_overrides
 from ..trainers.outcome import RunPaused, root_cause
 from ..trainers.run_dir import RunDir
 from .metrics import METRICS, Metric
@@ -36,12 +36,14 @@ class Task:
         base: The run that is tuned, from `base_run`.
         uri: The point's folder.
         params: What the point changes.
+        until: The runs pause after so many epochs; None: they go to their end.
     """
 
     spec: SweepSpec
     base: RunSpec
     uri: str
     params: Mapping[str, Any]
+    until: int | None = None
 
     @property
     def metric(self) -> Metric:
@@ -66,6 +68,14 @@ def read_point(uri: str) -> Point | None:
 def write_point(uri: str, point: Point) -> Point:
     RunDir(uri).write_json(POINT_FILE, to_json(point))
     return point
+
+
+def forget_if_stopped(task: Task) -> None:
+    """Remove the checkpoints of a point that was given up: nobody goes on with it."""
+    point = read_point(task.uri)
+    if point is not None and point.state == "stopped":
+        for seed in range(task.spec.search.num_seeds):
+            RunDir(task.folder.child(f"seed-{seed}")).remove("checkpoints")
 
 
 def run_point(task: Task, report: Report) -> Point:
@@ -107,6 +117,7 @@ def run_seed(task: Task, seed: int, report: Report | None) -> dict[str, Any]:
         return done
     run = RunDir(folder.child(name))
     spec = trial_run(task.spec, task.base, task.params, seed)
+    spec = with_overrides(spec, {} if task.until is None else {"train.pause_after": task.until})
     start = time.perf_counter()
     listener = Listener(task.metric, task.metric.last_round(spec), report)
     with connect() as cluster:

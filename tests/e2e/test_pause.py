@@ -14,6 +14,7 @@ import torch
 from labelmesh.cluster.api import Run
 from labelmesh.datasets.importing import import_dataset
 from labelmesh.trainers.outcome import RunPaused
+from labelmesh.trainers.run_dir import RunDir
 from safetensors.torch import load_file
 
 FAST = {
@@ -45,8 +46,9 @@ def train(
     *,
     resume: bool = False,
     on_event: Callable[[dict[str, Any]], None] | None = None,
+    changes: dict[str, Any] | None = None,
 ) -> Run:
-    overrides = {**FAST, "data.uri": digits}
+    overrides = {**FAST, "data.uri": digits, **(changes or {})}
     return lm.connect().train(
         "dag-digits", set=overrides, name=name, out=str(out), resume=resume, on_event=on_event
     )
@@ -67,13 +69,19 @@ def stop_at(epoch: int) -> Callable[[dict[str, Any]], None]:
 
 
 def test_stopped_and_resumed_is_as_if_undisturbed(digits: str, tmp_path: Path) -> None:
+    first = {"train.pause_after": 1}
+    with pytest.raises(RunPaused, match=r"epoch-0001, as train\.pause_after asks"):
+        train(digits, tmp_path, "parts", changes=first)
+    assert [r["round"] for r in RunDir(f"{tmp_path}/parts").read_lines("rounds.jsonl")] == [0]
+    parts = train(digits, tmp_path, "parts", resume=True)
     whole = train(digits, tmp_path, "whole")
     handler = signal.getsignal(signal.SIGTERM)
     with pytest.raises(RunPaused, match=r"SIGTERM.*epoch-0001-step-00000034.*--resume"):
         train(digits, tmp_path, "stopped", on_event=stop_at(1))
     assert signal.getsignal(signal.SIGTERM) == handler
     resumed = train(digits, tmp_path, "stopped", resume=True)
-    a, b = (load_file(r.path / "model.safetensors") for r in (whole, resumed))
-    assert all(torch.equal(a[name], b[name]) for name in a)
+    a, b, c = (load_file(r.path / "model.safetensors") for r in (whole, resumed, parts))
+    assert all(torch.equal(a[name], b[name]) and torch.equal(a[name], c[name]) for name in a)
     assert whole.labels().equals(resumed.labels())
+    assert whole.labels().equals(parts.labels())
     assert [r["round"] for r in resumed.dir.read_lines("rounds.jsonl")] == [0, 1, 2]

@@ -42,6 +42,7 @@ HEAVY = {
         "trainers.reservation",
         "tune.graph_workers",
         "tune.ray_tune",
+        "tune.trial_actor",
     },
     "deepspeed": {"trainers.deepspeed_engine", "trainers.deepspeed_state"},
     "faiss": {"graph_store.faiss_index"},

@@ -147,10 +147,11 @@ def test_a_run_that_waits_for_room_says_so() -> None:
 
 def test_what_becomes_of_a_run_is_told_with_the_reason() -> None:
     progress, out = piped()
-    for kind in ("waiting", "pausing", "lost"):
+    for kind in ("waiting", "pausing", "lost", "skipped"):
         progress.update({"kind": kind, "reason": "node 7 leaves"})
     assert out.getvalue().splitlines() == [
         "digits: waiting until the cluster has room: node 7 leaves",
         "digits: pausing: node 7 leaves",
         "digits: going on from the last checkpoint: node 7 leaves",
+        "digits: a damaged checkpoint is passed over: node 7 leaves",
     ]

@@ -53,10 +53,16 @@ class World:
     def sleep(self, seconds: float) -> None:
         self.now += seconds
 
-    def run(self, *, sizes: Sequence[int] = (4, 2, 1), max_failures: int = 3) -> None:
+    def run(
+        self,
+        *,
+        sizes: Sequence[int] = (4, 2, 1),
+        max_failures: int = 3,
+        pause_at: str | None = None,
+    ) -> None:
         Supervisor(
             self,
-            Policy(sizes, max_failures, wait_for_room_s=60.0),
+            Policy(sizes, max_failures, wait_for_room_s=60.0, pause_at=pause_at),
             find_room=self.find_room,
             leaving=lambda: self.leaving,
             stop_asked=lambda: self.stop,
@@ -181,3 +187,21 @@ def test_a_stop_while_waiting_for_room_is_heard() -> None:
     world.stop = "SIGTERM"
     with pytest.raises(RunPaused, match="while the run waited for room"):
         world.run()
+
+
+def test_a_run_that_is_wanted_no_further_pauses_there_and_not_before() -> None:
+    def loses(num_workers: int, why_pause: Any) -> Outcome:
+        world.checkpoint = "epoch-0001-step-00000020"
+        return Lost("killed")
+
+    def gets_there(num_workers: int, why_pause: Any) -> Outcome:
+        world.checkpoint = "epoch-0002"
+        return PausedAt("epoch-0002")
+
+    world = World(loses, gets_there)
+    with pytest.raises(RunPaused, match=r"epoch-0002, as train.pause_after asks.*--resume"):
+        world.run(pause_at="epoch-0002")
+    assert world.attempts == []
+    with pytest.raises(RunPaused, match="epoch-0002"):  # it is there already
+        world.run(pause_at="epoch-0002")
+    assert len(world.sizes) == 2

@@ -68,3 +68,10 @@ def test_wrapped_errors_are_looked_into() -> None:
     outer.__cause__ = inner
     assert classify(outer) == Lost("a shard died")
     assert root_cause(outer) == "a shard died"
+
+
+def test_a_cause_in_words_ends_the_search() -> None:
+    """Errors of Ray's tasks have one after they were pickled."""
+    error = RuntimeError("task failed\nValueError: no such colour")
+    error.cause = "ValueError('no such colour')"  # type: ignore[attr-defined]
+    assert root_cause(error) == "ValueError: no such colour"

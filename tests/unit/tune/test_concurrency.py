@@ -20,7 +20,12 @@ def test_runs_are_counted_as_wholes(cpus: float, most: int) -> None:
 def test_a_local_run_needs_its_one_process() -> None:
     assert most_at_once(LOCAL, cpus=3.0, gpus=0.0, wanted=8) == 3
     assert driver_needs(LOCAL) == {"CPU": 1.0}
-    assert driver_needs(SHARDED) == {"CPU": 0.0}
+
+
+def test_a_driver_takes_no_part_of_what_its_run_needs_but_asks_for_something() -> None:
+    assert driver_needs(SHARDED) == {"node:__internal_head__": 0.001}
+    free = load_config("dag-digits", {"train.engine": "local", "resources.cpus_per_trainer": 0.0})
+    assert driver_needs(free) == {"CPU": 0.001}
 
 
 def test_gpus_bound_the_number_too() -> None:
