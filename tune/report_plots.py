@@ -189,7 +189,7 @@ def scores_by_parameter(
     axes_of: Sequence[Axis], scores: Sequence[float], *, metric: str, best: int
 ) -> Figure:
     """A small picture per parameter: its value and the score of every point that has one."""
-    columns = min(3, len(axes_of))
+    columns = 2 if len(axes_of) == 4 else min(3, len(axes_of))
     rows = math.ceil(len(axes_of) / columns)
     figure = Figure(figsize=(max(6.4, 3.5 * columns), 0.5 + 2.7 * rows))
     for number, axis in enumerate(axes_of):
