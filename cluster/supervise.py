@@ -20,10 +20,12 @@ from typing import Any
 from ..trainers.launch import Session
 from ..trainers.outcome import Broke, Finished, Lost, Outcome, PausedAt, RunFailed, RunPaused
 
-OnEvent = Callable[
-    [dict[str, Any]], None
-]  # Between two looks at the cluster while an attempt goes on, in seconds.
+OnEvent = Callable[[dict[str, Any]], None]
+
+# Between two looks at the cluster while an attempt goes on, in seconds.
 _LOOK_EVERY_S = 5.0
+# A run that paused to grow, and did not, stays as it is for so long; twice as long each time.
+_STAY_S = 60.0
 # How long a smaller world waits for the most that was asked for, when something was just lost.
 _SETTLE_S = 10.0
 _POLL_S = 1.0
@@ -93,6 +95,7 @@ class Supervisor:
         self._attempts = 0
         self._room: Room | None = None
         self._next_look = 0.0
+        self._growth = _Growth()
 
     def run(self) -> None:
         """Attempt until the run is finished.
@@ -114,6 +117,7 @@ class Supervisor:
         self._room = room
         self._attempts += 1
         self._next_look = self._clock.now() + _LOOK_EVERY_S
+        self._growth.begin(room.num_workers, self._clock.now())
         self._on_event(
             {
                 "kind": "attempt",
@@ -188,22 +192,53 @@ class Supervisor:
             self._clock.sleep(_POLL_S)
 
     def _why_pause(self, nodes: frozenset[str]) -> str | None:
-        """Asked while an attempt goes on, with the nodes that it uses."""
+        """Asked while an attempt goes on, with the nodes that it uses; none before it has begun."""
         reason = self._stop_asked()
         if reason is not None:
             return reason
-        if self._clock.now() < self._next_look:
+        now = self._clock.now()
+        if now < self._next_look:
             return None
-        self._next_look = self._clock.now() + _LOOK_EVERY_S
+        self._next_look = now + _LOOK_EVERY_S
         gone = nodes & self._leaving()
         if gone:
             return f"{len(gone)} machine{'s' if len(gone) > 1 else ''} of the run will go away"
-        return self._room_to_grow()
+        # Before its workers are there, what the attempt is about to take looks free.
+        larger = self._larger_room() if nodes else None
+        if self._growth.is_due(larger, now):
+            return f"there is room for {larger} workers"
+        return None
 
-    def _room_to_grow(self) -> str | None:
+    def _larger_room(self) -> int | None:
         assert self._room is not None
         larger = tuple(n for n in self._policy.sizes if n > self._room.num_workers)
         found = self._find_room(larger, self._room.num_workers) if larger else ""
-        if isinstance(found, Room):
-            return f"there is room for {found.num_workers} workers"
-        return None
+        return found.num_workers if isinstance(found, Room) else None
+
+
+class _Growth:
+    """Whether a run should pause to grow: a pause costs a start, and what is free may be taken."""
+
+    def __init__(self) -> None:
+        self._num_workers = 0
+        self._paused_with: int | None = None
+        self._stay_s = _STAY_S
+        self._not_before = 0.0
+        self._seen = False
+
+    def begin(self, num_workers: int, now: float) -> None:
+        """An attempt begins."""
+        if self._paused_with is not None and num_workers <= self._paused_with:
+            self._not_before = now + self._stay_s
+            self._stay_s *= 2
+        elif self._paused_with is not None:
+            self._stay_s = _STAY_S
+        self._num_workers, self._paused_with, self._seen = num_workers, None, False
+
+    def is_due(self, room: int | None, now: float) -> bool:
+        """Room for more has been there at two looks in a row, and was not in vain a moment ago."""
+        seen_before, self._seen = self._seen, room is not None
+        if not (seen_before and self._seen) or now < self._not_before:
+            return False
+        self._paused_with = self._num_workers
+        return True

@@ -93,8 +93,9 @@ class Watcher:
     Args:
         on_event: Gets rank 0's records and, when ranks have joined, where they run. What it raises
             is kept in `error`; it gets no more, and the run is asked to pause.
-        why_pause: Asked now and then with the nodes that the workers run on; a reason to pause, or
-            None.
+        why_pause: Asked now and then with the nodes that the attempt uses, none before a worker has
+            joined; a reason to pause, or None.
+        shard_nodes: Nodes that hold shards.
     """
 
     def __init__(
@@ -103,10 +104,11 @@ class Watcher:
         on_event: Callable[[dict[str, Any]], None],
         why_pause: Callable[[frozenset[str]], str | None],
         *,
+        shard_nodes: frozenset[str] = frozenset(),
         every_s: float = 0.5,
     ) -> None:
         self._board, self._on_event, self._why_pause = board, on_event, why_pause
-        self._every_s = every_s
+        self._every_s, self._shard_nodes = every_s, shard_nodes
         self._stop = threading.Event()
         self.paused_because: str | None = None
         self.checkpoint: str | None = None
@@ -142,9 +144,10 @@ class Watcher:
             self._tell({"kind": "workers", "nodes": nodes, "pids": pids})
         for event in events:
             if event.get("kind") == "paused":
-                self.checkpoint = event["checkpoint"]
-            self._tell(event)
-        return frozenset(nodes.values())
+                self.checkpoint = event["checkpoint"]  # told by who judges the attempt
+            else:
+                self._tell(event)
+        return frozenset(nodes.values()) | self._shard_nodes if nodes else frozenset()
 
     def _reason(self, nodes: frozenset[str]) -> str | None:
         return str(self.error) if self.error is not None else self._why_pause(nodes)

@@ -25,7 +25,7 @@ from .run_dir import RunDir, environment
 from .worker import Job, local_engine, run_job
 
 OnEvent = Callable[[dict[str, Any]], None]
-# From the nodes that the workers run on to a reason to pause, or None.
+# From the nodes that workers and shards run on to a reason to pause, or None.
 WhyPause = Callable[[frozenset[str]], str | None]
 SPLIT_FILE = "split.parquet"
 

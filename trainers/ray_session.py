@@ -80,11 +80,10 @@ class RaySession:
         except (RayError, StoreLostError, TimeoutError) as error:
             self._give_back()
             return classify(error)
-        if store is not None:
-            self._tell_shards(store)
+        shard_nodes = self._tell_shards(store) if store is not None else frozenset[str]()
         job = Job(self._spec, self._run, self._run.child(SPLIT_FILE), store, resume_from)
         board = open_board()
-        watcher = Watcher(board, self._on_event, why_pause)
+        watcher = Watcher(board, self._on_event, why_pause, shard_nodes=shard_nodes)
         nodes = _living_nodes()
         self._reservation.release_trainers()
         with queues_told(store, self._on_event):
@@ -128,9 +127,12 @@ class RaySession:
             self._store = self._create()
         return self._store
 
-    def _tell_shards(self, store: RayStore) -> None:
-        shards = {s.rank: {"node": s.node_id, "pid": s.pid} for s in store.describe()}
+    def _tell_shards(self, store: RayStore) -> frozenset[str]:
+        """Tell where the shards are; their nodes."""
+        found = store.describe()
+        shards = {s.rank: {"node": s.node_id, "pid": s.pid} for s in found}
         self._on_event({"kind": "shards", "shards": shards})
+        return frozenset(s.node_id for s in found)
 
     def _options(self) -> dict[str, Any]:
         """What create and restore share."""

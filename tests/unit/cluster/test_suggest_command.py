@@ -48,7 +48,8 @@ def test_list_of_features(
     table = pyarrow.csv.read_csv(out) if ending == "csv" else pq.read_table(out)
     assert table.column_names == ["rank", "key", "score", "label", "class", "confidence"]
     assert table["rank"].to_pylist() == list(range(1, 8))
-    data = np.load(features)
+    with np.load(features) as file:
+        data = dict(file)
     labels = np.select([data["labels"] == "cat", data["labels"] == "dog"], [0, 1], -1)
     expected = suggest(data["features"], labels, count=7, k=6)
     assert table["key"].to_pylist() == [f"k{i}" for i in expected.node_ids]

@@ -158,17 +158,62 @@ def test_a_machine_that_will_go_away_pauses_the_run_and_it_goes_on_elsewhere() -
     assert world.kinds() == ["attempt", "paused", "attempt"]
 
 
-def test_a_small_run_grows_when_there_is_room() -> None:
+HERE = frozenset({"a"})
+
+
+def grows(num_workers: int, why_pause: Callable[[frozenset[str]], str | None], now: World) -> float:
+    """Look every six seconds until the run is to pause; how long it took."""
+    begun = now.now
+    for _ in range(1000):
+        now.now += 6
+        reason = why_pause(HERE)
+        if reason is not None:
+            assert reason == "there is room for 4 workers"
+            break
+    return now.now - begun
+
+
+def test_a_small_run_grows_when_there_is_room_at_two_looks() -> None:
     def small(num_workers: int, why_pause: Callable[[frozenset[str]], str | None]) -> Outcome:
         world.now += 6
-        assert why_pause(frozenset()) is None
-        world.room, world.now = 4, world.now + 6
-        assert why_pause(frozenset()) == "there is room for 4 workers"
+        assert why_pause(HERE) is None
+        for room in (4, 2):
+            world.room, world.now = room, world.now + 6
+            assert why_pause(HERE) is None
+        world.room = 4
+        assert grows(num_workers, why_pause, world) == 12
         return PausedAt("epoch-0000-step-00000010")
 
     world = World(small, ends(Finished()), room=2)
     world.run()
     assert world.sizes == [2, 4]
+
+
+def test_room_that_an_attempt_is_about_to_take_is_not_room_to_grow() -> None:
+    def starting(num_workers: int, why_pause: Callable[[frozenset[str]], str | None]) -> Outcome:
+        world.room = 4
+        for _ in range(9):
+            world.now += 6
+            assert why_pause(frozenset()) is None
+        return Finished()
+
+    world = World(starting, room=2)
+    world.run()
+
+
+def test_a_run_that_paused_to_grow_in_vain_stays_longer_each_time() -> None:
+    stayed: list[float] = []
+
+    def small(num_workers: int, why_pause: Callable[[frozenset[str]], str | None]) -> Outcome:
+        world.room = 4
+        stayed.append(grows(num_workers, why_pause, world))
+        world.room = 4 if len(stayed) == 4 else 2
+        return PausedAt("epoch-0000-step-00000010")
+
+    world = World(*[small] * 4, ends(Finished()), room=2)
+    world.run()
+    assert world.sizes == [2, 2, 2, 2, 4]
+    assert stayed == [12, 60, 120, 240]
 
 
 def test_a_stop_by_the_user_leaves_a_paused_run() -> None:
