@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -26,9 +27,11 @@ def raylets(num_nodes: int, *, cpus: int, with_dashboard: bool = False) -> Itera
         "dashboard_agent_listen_port": None,
     }
     with pytest.MonkeyPatch.context() as patch:
-        # A note in /tmp/ray by which every other Ray of this machine would join these nodes.
-        patch.setattr(ray._private.utils, "write_ray_address", lambda *args, **kwargs: None)
-        patch.setattr(ray._common.utils, "reset_ray_address", lambda *args, **kwargs: None)
+        # The note by which jobs find their cluster among those of this machine lies with the nodes,
+        # as `ray start --temp-dir` does it; in /tmp/ray every other Ray would join these nodes.
+        for module, name in ((ray._private.utils, "write"), (ray._common.utils, "reset")):
+            noted = partial(getattr(module, f"{name}_ray_address"), temp_dir=folder)
+            patch.setattr(module, f"{name}_ray_address", noted)
         cluster = Cluster(
             initialize_head=True,
             head_node_args={

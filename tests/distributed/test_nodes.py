@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -30,6 +27,8 @@ from labelmesh.trainers.checkpoint import committed
 from labelmesh.trainers.config import ConfigError
 from labelmesh.trainers.run_dir import RunDir
 from safetensors.torch import load_file
+
+from .raylets import raylets
 
 pytestmark = [pytest.mark.ray, pytest.mark.soak]
 
@@ -103,39 +102,11 @@ class Nodes:
 
 @pytest.fixture(scope="module")
 def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
-    import ray._common.utils
-    import ray._private.utils
-    from ray.cluster_utils import Cluster as LocalNodes
-
-    # Sockets lie under this folder, and their paths must stay below 108 characters.
-    folder = tempfile.mkdtemp(prefix="ln-", dir="/tmp")
     digits = str(tmp_path_factory.mktemp("data") / "digits")
     import_dataset("digits", None, digits)
-    with pytest.MonkeyPatch.context() as patch:
-        # The note by which jobs find their cluster among those of this machine lies with the nodes,
-        # as `ray start --temp-dir` does it; in /tmp/ray every other Ray would join these nodes.
-        for module, name in ((ray._private.utils, "write"), (ray._common.utils, "reset")):
-            noted = partial(getattr(module, f"{name}_ray_address"), temp_dir=folder)
-            patch.setattr(module, f"{name}_ray_address", noted)
-        cluster = LocalNodes(
-            initialize_head=True,
-            head_node_args={
-                "num_cpus": 0,
-                "temp_dir": folder,
-                "include_dashboard": True,
-                "dashboard_host": "127.0.0.1",
-                "dashboard_port": 0,
-                "dashboard_agent_listen_port": None,
-            },
-        )
-        try:
-            for _ in range(2):
-                cluster.add_node(num_cpus=3, temp_dir=folder)
-            url = f"http://{cluster.webui_url}"
-            yield Nodes(cluster.address, url, digits, tmp_path_factory.mktemp("runs"))
-        finally:
-            cluster.shutdown()
-            shutil.rmtree(folder, ignore_errors=True)
+    with raylets(2, cpus=3, with_dashboard=True) as cluster:
+        url = f"http://{cluster.webui_url}"
+        yield Nodes(cluster.address, url, digits, tmp_path_factory.mktemp("runs"))
 
 
 @pytest.fixture(scope="module")
