@@ -335,8 +335,10 @@ class LoneGroup(ShardGroup):
         self.traffic.add(self.size - 1, 8 * (self.size - 1))
         return list(counts)
 
-    def exchange(self, rows: Tensor, send: Sequence[int], receive: Sequence[int]) -> Tensor:
-        self.traffic.row(rows, receive, self.rank)
+    def exchange(
+        self, rows: Tensor, send: Sequence[int], receive: Sequence[int], *, few: bool = False
+    ) -> Tensor:
+        self.traffic.row(rows, receive, self.rank, few)
         if sum(receive) == rows.shape[0] and sum(send) == sum(receive):
             return rows
         # Lists without members, as nearly all are when most shards have been asked; ids and rows

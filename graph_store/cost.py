@@ -156,9 +156,9 @@ def build(setting: Setting) -> Cost:
     # `search_over_shards`: a shard gets all rows of one half of the others, half of the other's.
     foreign = 0.75 * n * setting.others
     row = setting.reference_bytes * spec.dim + 12 + 8 * (size + 1)
-    rounds = setting.num_shards - 1 + setting.num_shards % 2
-    exchanges = 6 * rounds * math.ceil(n / BLOCK) + (_SMALL_CALLS if setting.others else 0)
-    search = Cost(2 * spec.dim * pairs, foreign * row, exchanges * setting.others)
+    # Four columns of every block come, and two of the lists that went out for it come back.
+    blocks = math.ceil(n / BLOCK) + math.ceil(n / 2 / BLOCK)
+    search = Cost(2 * spec.dim * pairs, foreign * row, (3 * blocks + _SMALL_CALLS) * setting.others)
     return search + rank(setting, n)
 
 
@@ -187,7 +187,8 @@ def follow(setting: Setting) -> Cost:
     # Queries enter about as many lists as theirs have members; those rows are fetched.
     hits = setting.distinct_outside(queries * size)
     received = queries * setting.others * row + hits * (8 + 4 * spec.dim)
-    messages = blocks * (3 + 5 * setting.others)
+    # Queries are broadcast; lists, hits and what is asked of them go to and from their shard alone.
+    messages = blocks * (3 + 5 * setting.others / setting.num_shards)
     products = 2 * spec.dim * setting.searched * spec.num_nodes * n
     scan = Cost(products, received, messages) if queries else Cost()
     return flags + rank(setting, setting.touched * n) + scan + rank(setting, queries)

@@ -103,19 +103,24 @@ class Peers:
         is_root = root == self.rank
         send = [x.shape[0] if r == root else 0 for r in range(self.size)]
         receive = [x.shape[0] if is_root else 0 for _ in range(self.size)]
-        rows = self.group.exchange(x, send, receive)
+        rows = self.group.exchange(x, send, receive, few=True)
         return list(torch.split(rows, x.shape[0])) if is_root and x.shape[0] else []
 
     def members(
-        self, ids: Shaped[Tensor, "*shape"], *columns: Shaped[Tensor, "n ..."]
+        self,
+        ids: Shaped[Tensor, "*shape"],
+        *columns: Shaped[Tensor, "n ..."],
+        owner: int | None = None,
     ) -> tuple[Shaped[Tensor, "*shape"], tuple[Tensor, ...]]:
         """Rows of some nodes, wherever they live: each id's place, and the columns to look in.
 
-        Ids of -1 are nobody; their places mean nothing.
+        Args:
+            ids: -1 is nobody; its place means nothing.
+            owner: The shard where the nodes live that any shard asks for, if it is one.
         """
         if self.group is None:
             return ids, columns
-        plan = plan_fetch(self.group, self.partition, ids.reshape(-1).to(torch.int64))
+        plan = plan_fetch(self.group, self.partition, ids.reshape(-1).to(torch.int64), owner)
         places = plan.route.inverse.reshape(ids.shape).to(ids.dtype)
         return places, tuple(plan.fetch(column) for column in columns)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from jaxtyping import Float32, Int64
@@ -57,7 +58,7 @@ def scan_over_shards(
     moved: Int64[Tensor, " m"],
     limits: Callable[[], Float32[Tensor, " n"]],
     found: Partial,
-    offer: Callable[[Hits], None],
+    offer: Callable[[Hits, int], None],
 ) -> None:
     """Scan the moved references of all shards over the rows of all shards. Collective.
 
@@ -67,7 +68,8 @@ def scan_over_shards(
         limits: Gives them as in `scan`, as they are by then; -inf for those that have moved.
         found: Receives the lists of the own moved rows.
         offer: Takes hits among the own rows (their own row, the query, and its key), some at a
-            time, and by that may lower the limits. Collective: every shard calls it as often.
+            time, with the shard that owns the queries, and by that may lower the limits.
+            Collective: every shard calls it as often.
     """
     queries = own.take(moved)
     bank, places = own, None
@@ -85,11 +87,11 @@ def scan_over_shards(
         is_own = root == peers.rank
         lists = Partial(found.keys[part], found.nodes[part]) if is_own else _like(found, len(ids))
         if places is None:
-            offer(scan(block, bank, lists, limits()))
+            offer(scan(block, bank, lists, limits()), root)
         else:
             hits = scan(block, bank, lists, limits()[places])
             at = places[hits.rows.to(torch.int64)].to(torch.int32)
-            offer(replace(hits, rows=at))
+            offer(replace(hits, rows=at), root)
         if not is_own and places is not None:
             scan(block, queries, lists, None)
         if peers.group is None:
@@ -132,14 +134,11 @@ def _exchange_block(
     peers: Peers, own: Framed, found: Partial, trade: _Trade, mine: slice, theirs: int
 ) -> None:
     """Send a block of rows to the partner, multiply the one that came, and swap the lists."""
-    group = peers.group
-    assert group is not None
-    send, receive = [0] * peers.size, [0] * peers.size
-    send[trade.partner], receive[trade.partner] = mine.stop - mine.start, theirs
-    rows = group.exchange(own.rows[mine], send, receive)
-    half = group.exchange(own.half[mine], send, receive)
-    ids = group.exchange(own.ids[mine], send, receive)
-    last = group.exchange(found.keys[mine, -1], send, receive)
+    there = partial(_swap, peers, trade.partner, receive=theirs)
+    rows = there(own.rows[mine])
+    half = there(own.half[mine])
+    ids = there(own.ids[mine])
+    last = there(found.keys[mine, -1])
     width = found.keys.shape[1]
     nobody = found.nodes.new_full((theirs, width), -1)
     lists = Partial(last[:, None].repeat(1, width), nobody)
@@ -150,9 +149,17 @@ def _exchange_block(
         replace(own, rows=rows, half=half, ids=ids),
         lists,
     )
-    keys = group.exchange(lists.keys, receive, send)
-    nodes = group.exchange(lists.nodes, receive, send)
+    back = partial(_swap, peers, trade.partner, receive=mine.stop - mine.start)
+    keys, nodes = back(lists.keys), back(lists.nodes)
     merge_partial(Partial(found.keys[mine], found.nodes[mine]), Partial(keys, nodes))
+
+
+def _swap(peers: Peers, partner: int, rows: Tensor, *, receive: int) -> Tensor:
+    """Rows of the partner for rows of this shard; with oneself there is nothing to swap."""
+    assert peers.group is not None
+    counts = [len(rows), receive]
+    send, get = ([n if r == partner else 0 for r in range(peers.size)] for n in counts)
+    return peers.group.exchange(rows, send, get, few=True)
 
 
 def _rounds(num_shards: int) -> Iterator[list[int]]:

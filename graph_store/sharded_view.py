@@ -128,12 +128,25 @@ class ShardGroup:
         return [int(count) for count in received]
 
     def exchange(
-        self, rows: Shaped[Tensor, "m ..."], send: Sequence[int], receive: Sequence[int]
+        self,
+        rows: Shaped[Tensor, "m ..."],
+        send: Sequence[int],
+        receive: Sequence[int],
+        *,
+        few: bool = False,
     ) -> Tensor:
-        """Send the first `send[0]` rows to shard 0, and so on; rows received, in shard order."""
+        """Send the first `send[0]` rows to shard 0, and so on; rows received, in shard order.
+
+        Args:
+            few: Most parts are empty: only the others travel then. Of many parts that are not, it
+                is the slower way. The same on every shard, and not a group's first call.
+        """
         sent = self._out(rows)
         out = sent.new_empty((sum(receive), *rows.shape[1:]))
-        self._all_to_all(out, sent, list(receive), list(send))
+        if few:
+            self._send_parts(torch.split(sent, list(send)), torch.split(out, list(receive)))
+        else:
+            self._all_to_all(out, sent, list(receive), list(send))
         return out.to(rows.device)
 
     def abort(self) -> None:
@@ -149,6 +162,22 @@ class ShardGroup:
         options = _c10d.AllToAllOptions()
         self._wait(lambda group: group.alltoall_base(out, sent, receive, send, options))
 
+    def _send_parts(self, sent: Sequence[Tensor], out: Sequence[Tensor]) -> None:
+        """One part to and from each shard; both ends know which are empty."""
+        out[self.rank].copy_(sent[self.rank])
+        others = [r for r in range(self.size) if r != self.rank]
+
+        def start(group: Any) -> _Several:
+            # NCCL would wait for each message by itself, gloo knows no other way.
+            at_once = self._device.type == "cuda"
+            if at_once:
+                group._start_coalescing()
+            works = [group.recv([out[r]], r, 0) for r in others if out[r].numel()]
+            works += [group.send([sent[r]], r, 0) for r in others if sent[r].numel()]
+            return _Several([group._end_coalescing()] if at_once else works)
+
+        self._wait(start)
+
     def _wait(self, start: Callable[[Any], Any]) -> None:
         group = self._group
         if group is None:
@@ -160,6 +189,18 @@ class ShardGroup:
 
     def _out(self, x: Tensor) -> Tensor:
         return x.detach().to(self._device).contiguous()
+
+
+@dataclass(frozen=True)
+class _Several:
+    """Messages on their way."""
+
+    works: Sequence[Any]
+
+    def wait(self) -> None:
+        for work in self.works:
+            if work is not None:
+                work.wait()
 
 
 class ShardedGraphView:
@@ -238,21 +279,37 @@ class FetchPlan:
         route: The ids that are wanted here.
         wanted: Own rows that the other shards want, grouped by shard.
         send: How many of them each shard wants.
+        few: Most shards want nothing of most others.
     """
 
     group: ShardGroup
     route: Route
     wanted: Int64[Tensor, " s"]
     send: list[int]
+    few: bool = False
 
     def fetch(self, x: Shaped[Tensor, "n ..."]) -> Tensor:
         """Rows `route.node_ids` of the column whose own rows are `x`. One exchange."""
-        return self.group.exchange(x[self.wanted], self.send, self.route.counts)
+        return self.group.exchange(x[self.wanted], self.send, self.route.counts, few=self.few)
 
 
-def plan_fetch(group: ShardGroup, partition: Partition, ids: Int64[Tensor, " m"]) -> FetchPlan:
-    """Tell the owners which rows are wanted here. Two exchanges."""
+def plan_fetch(
+    group: ShardGroup, partition: Partition, ids: Int64[Tensor, " m"], owner: int | None = None
+) -> FetchPlan:
+    """Tell the owners which rows are wanted here. Two exchanges.
+
+    Args:
+        owner: The shard that owns all that any shard wants now: nobody else is spoken to then.
+    """
     asked = route(partition, ids)
-    send = group.exchange_counts(asked.counts)
-    wanted = group.exchange(asked.node_ids, asked.counts, send)
-    return FetchPlan(group, asked, wanted - partition.bounds[group.rank], send)
+    few = owner is not None
+    if owner is None:
+        send = group.exchange_counts(asked.counts)
+    else:
+        one = [int(r == owner) for r in range(group.size)]
+        all_of_them = [int(group.rank == owner)] * group.size
+        count = torch.tensor([asked.counts[owner]])
+        told = group.exchange(count, one, all_of_them, few=True).tolist()
+        send = told or [0] * group.size
+    wanted = group.exchange(asked.node_ids, asked.counts, send, few=few)
+    return FetchPlan(group, asked, wanted - partition.bounds[group.rank], send, few)

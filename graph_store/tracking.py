@@ -176,11 +176,11 @@ class Tracked:
         def limits() -> Float32[Tensor, " n"]:
             return torch.where(others, ref.lists.horizon + ref.errors, -torch.inf)
 
-        def offer(hits: Hits) -> None:
+        def offer(hits: Hits, root: int) -> None:
             nonlocal num_hits
             num_hits += len(hits.rows)
             admit(ref.lists, hits, ref.errors)
-            places, (bank,) = peers.members(hits.nodes.to(torch.int64), self.rows)
+            places, (bank,) = peers.members(hits.nodes.to(torch.int64), self.rows, owner=root)
             rank_hits(hits, self.rows, bank, places, self.neighbor_ids, self.distances)
 
         scan_over_shards(peers, self._framed(), at, limits, found, offer)

@@ -22,7 +22,7 @@ class Traffic:
     Attributes:
         calls: Collectives.
         messages: One from each other shard in a gather or an exchange, also where it is empty:
-            gloo sends those too. One in a broadcast.
+            gloo sends those too, except where few are not. One in a broadcast.
         received: Bytes.
     """
 
@@ -35,11 +35,12 @@ class Traffic:
         self.messages += messages
         self.received += received
 
-    def row(self, rows: Tensor, receive: Sequence[int], rank: int) -> None:
+    def row(self, rows: Tensor, receive: Sequence[int], rank: int, few: bool) -> None:
         """Count an exchange of rows like these; what a shard keeps does not travel."""
         width = rows[:1].numel() if len(rows) else rows.new_empty(1, *rows.shape[1:]).numel()
         others = sum(receive) - receive[rank]
-        self.add(len(receive) - 1, others * width * rows.element_size())
+        full = sum(count > 0 for count in receive) - (receive[rank] > 0)
+        self.add(full if few else len(receive) - 1, others * width * rows.element_size())
 
 
 class CountingGroup(ShardGroup):
@@ -63,7 +64,12 @@ class CountingGroup(ShardGroup):
         return super().exchange_counts(counts)
 
     def exchange(
-        self, rows: Shaped[Tensor, "m ..."], send: Sequence[int], receive: Sequence[int]
+        self,
+        rows: Shaped[Tensor, "m ..."],
+        send: Sequence[int],
+        receive: Sequence[int],
+        *,
+        few: bool = False,
     ) -> Tensor:
-        self.traffic.row(rows, receive, self.rank)
-        return super().exchange(rows, send, receive)
+        self.traffic.row(rows, receive, self.rank, few)
+        return super().exchange(rows, send, receive, few=few)
