@@ -88,8 +88,7 @@ class ShardActor:
         self._fence(incarnation, whole=False)
         group, self._group, self._group_name = self._group, None, None
         self._rendezvous = None  # who still waits there is told by its end
-        self._shard.join(None)
-        if group is not None:
+        if group is not None:  # the shard keeps it: alone it would take itself for the whole store
             group.abort()
 
     def open_rendezvous(self, incarnation: str) -> tuple[str, int]:
@@ -99,7 +98,11 @@ class ShardActor:
         return self._host, self._rendezvous.port
 
     def join(self, incarnation: str, name: str, host: str, port: int, backend: str) -> None:
-        """Form the group of all shards; returns when all have come."""
+        """Form the group of all shards; returns when all have come.
+
+        Raises:
+            GroupChangedError: Someone left before all had come.
+        """
         self._fence(incarnation)
         group = ShardGroup(
             self._rank,
@@ -108,8 +111,9 @@ class ShardActor:
             host=self._host,
             backend=backend,
         )
+        self._group = group
         self._shard.join(group)
-        self._group, self._group_name = group, name
+        self._group_name = name
 
     def call(self, incarnation: str, method: str, *args: Any) -> Any:
         """Call a method of the shard that is not collective."""
@@ -211,8 +215,9 @@ class ShardActor:
         try:
             return run()
         except BaseException:
-            if self._group is not None:
-                self._group.abort()
+            left = self._group
+            if left is not None:
+                left.abort()
             raise
 
 

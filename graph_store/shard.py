@@ -57,8 +57,8 @@ class Shard:
         self._num_updates = 0  # that `_graph` has seen
         self._indices: list[tuple[Tensor, RoundIndex]] = []
 
-    def join(self, group: ShardGroup | None) -> None:
-        """Talk to the other shards through `group` from now on; None where there are none.
+    def join(self, group: ShardGroup) -> None:
+        """Talk to the other shards through `group` from now on, also when it has been left.
 
         Collective. Where not all shards have followed the same updates, they begin anew.
         """

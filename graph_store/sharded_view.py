@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 # The type stubs of torch.distributed lack the group classes.
 _c10d: Any = torch.distributed
+_CPU = torch.device("cpu")
 
 
 class PeerLostError(RuntimeError):
@@ -60,9 +61,18 @@ def open_rendezvous(host: str) -> Any:
 
 
 def reach_rendezvous(host: str, port: int) -> Any:
-    """The key-value store that another process opened; that process may have died since."""
+    """The key-value store that another process opened.
+
+    Raises:
+        GroupChangedError: Nobody listens there: the process has died since, or has closed it.
+    """
     soon = timedelta(seconds=30)
-    keys = _c10d.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=soon)
+    try:
+        # It was there before anyone was told of it; TCPStore would go on knocking.
+        socket.create_connection((host, port), soon.total_seconds()).close()
+        keys = _c10d.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=soon)
+    except (OSError, RuntimeError) as error:
+        raise GroupChangedError(f"the shards cannot meet at {host}:{port}: {error}") from error
     keys.set_timeout(timedelta(seconds=300))  # others may come late: they may be at work
     return keys
 
@@ -77,6 +87,9 @@ class ShardGroup:
         rendezvous: A key-value store that all shards reach.
         name: Distinct for every group that is made over the same `rendezvous`.
         host: Address of this machine that the other shards reach; gloo listens there.
+
+    Raises:
+        GroupChangedError: Not all came.
     """
 
     def __init__(
@@ -93,17 +106,13 @@ class ShardGroup:
         self.rank = rank
         self.size = size
         keys = _c10d.PrefixStore(name, rendezvous)
-        if backend == "nccl":
-            self._device = torch.device("cuda", torch.cuda.current_device())
-            nccl = _c10d.ProcessGroupNCCL.Options()
-            nccl._timeout = timedelta(seconds=timeout_s)
-            self._group: Any = _c10d.ProcessGroupNCCL(keys, rank, size, nccl)
-        else:
-            self._device = torch.device("cpu")
-            options = _c10d.ProcessGroupGloo._Options()
-            options._devices = [_c10d.ProcessGroupGloo.create_device(hostname=host)]
-            options._timeout = timedelta(seconds=timeout_s)
-            self._group = _c10d.ProcessGroupGloo(keys, rank, size, options)
+        limit = timedelta(seconds=timeout_s)
+        is_nccl = backend == "nccl"
+        self._device = torch.device("cuda", torch.cuda.current_device()) if is_nccl else _CPU
+        try:
+            self._group: Any = (_nccl if is_nccl else _gloo)(keys, rank, size, limit, host)
+        except RuntimeError as error:
+            raise GroupChangedError(f"shard {rank} of {size} met no group: {error}") from error
 
     def all_gather(self, x: Tensor) -> list[Tensor]:
         """`x` of every shard, in shard order; all must have the same shape and dtype."""
@@ -189,6 +198,19 @@ class ShardGroup:
 
     def _out(self, x: Tensor) -> Tensor:
         return x.detach().to(self._device).contiguous()
+
+
+def _nccl(keys: Any, rank: int, size: int, limit: timedelta, host: str) -> Any:
+    options = _c10d.ProcessGroupNCCL.Options()
+    options._timeout = limit
+    return _c10d.ProcessGroupNCCL(keys, rank, size, options)
+
+
+def _gloo(keys: Any, rank: int, size: int, limit: timedelta, host: str) -> Any:
+    options = _c10d.ProcessGroupGloo._Options()
+    options._devices = [_c10d.ProcessGroupGloo.create_device(hostname=host)]
+    options._timeout = limit
+    return _c10d.ProcessGroupGloo(keys, rank, size, options)
 
 
 @dataclass(frozen=True)

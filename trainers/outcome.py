@@ -78,6 +78,7 @@ _GONE = frozenset(
         "WorkerHealthCheckTimeoutError",
         "WorkerGroupStartupTimeoutError",
         # ours
+        "GroupChangedError",
         "PeerLostError",
         "StoreLostError",
         # torch.distributed

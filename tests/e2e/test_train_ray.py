@@ -89,7 +89,10 @@ def test_driver_sees_rounds_steps_and_the_end(
     run, events = two_by_two
     kinds = [e["kind"] for e in events]
     assert kinds[0] == "attempt"
-    assert kinds.count("start") == kinds.count("workers") == 1
+    assert kinds.count("start") == 1
+    seen = [sorted(e["pids"]) for e in events if e["kind"] == "workers"]
+    assert seen[-1] == [0, 1]  # they may join between two looks
+    assert len(seen) <= 2
     assert [e["round"] for e in events if e["kind"] == "round"] == [0, 1, 2, 3]
     said = [e for e in events if e["kind"] != "queues"]
     assert said[-1]["accuracy"] == run.metrics["test/accuracy"]
