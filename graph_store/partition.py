@@ -76,8 +76,9 @@ class Route:
 
     def requests(self) -> list[tuple[int, Tensor]]:
         """(shard, its ids) for the shards that are asked for anything."""
-        parts = torch.split(self.node_ids, self.counts)
-        return [(shard, part) for shard, part in enumerate(parts) if len(part)]
+        asked = [(shard, count) for shard, count in enumerate(self.counts) if count]
+        parts = torch.split(self.node_ids, [count for _, count in asked])
+        return [(shard, part) for (shard, _), part in zip(asked, parts)]
 
     def restore(self, rows: Shaped[Tensor, "u ..."]) -> Shaped[Tensor, "m ..."]:
         """Rows of the distinct ids -> rows in the order that was asked for."""

@@ -203,8 +203,9 @@ class RayStore(StoreBase):
     def _write(self, method: str, node_ids: Tensor, *columns: Tensor | None) -> None:
         plan = route(self.partition, node_ids)
         order = node_ids.argsort()
-        sent = [None if c is None else torch.split(c[order], plan.counts) for c in columns]
         requests = plan.requests()
+        sizes = [len(ids) for _, ids in requests]
+        sent = [None if c is None else torch.split(c[order], sizes) for c in columns]
         # Shards know by it what they have been told before, and which puts belong together.
         stamp = (uuid.uuid4().hex, len(requests))
         lane = "write" if method == "put_labels" else "put"
@@ -212,8 +213,8 @@ class RayStore(StoreBase):
         def write() -> None:
             self._get(
                 [
-                    self._request(shard, lane, method, ids, *(s and s[shard] for s in sent), stamp)
-                    for shard, ids in requests
+                    self._request(shard, lane, method, ids, *(c and c[part] for c in sent), stamp)
+                    for part, (shard, ids) in enumerate(requests)
                 ]
             )
 

@@ -50,6 +50,16 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 @pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The digits, imported; tests copy them before they spoil them."""
+    from labelmesh.datasets.importing import import_dataset
+
+    uri = str(tmp_path_factory.mktemp("data") / "digits")
+    import_dataset("digits", None, uri)
+    return uri
+
+
+@pytest.fixture(scope="session")
 def ray_local() -> Iterator[str]:
     """A local Ray of four logical CPUs in a folder of its own; yields its namespace."""
     import ray

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 from labelmesh.cluster.api import Run
-from labelmesh.datasets.importing import import_dataset
 from safetensors.torch import load_file
 
 from .raylets import raylets
@@ -69,10 +68,11 @@ def drain(cluster: Any, node_id: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Run, list[dict[str, Any]]]:
+def runs(
+    digits: str, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Run, Run, list[dict[str, Any]]]:
     """A run on two quiet machines; one whose second machine goes, and is replaced; its events."""
-    out, digits = tmp_path_factory.mktemp("runs"), str(tmp_path_factory.mktemp("data") / "digits")
-    import_dataset("digits", None, digits)
+    out = tmp_path_factory.mktemp("runs")
     options = {**OPTIONS, "data.uri": digits}
     events: list[dict[str, Any]] = []
     with raylets(2, cpus=2) as cluster:

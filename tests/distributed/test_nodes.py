@@ -22,7 +22,6 @@ import torch
 from labelmesh.cluster import jobs
 from labelmesh.cluster.api import Cluster, Run
 from labelmesh.cluster.status import examine
-from labelmesh.datasets.importing import import_dataset
 from labelmesh.trainers.checkpoint import committed
 from labelmesh.trainers.config import ConfigError
 from labelmesh.trainers.run_dir import RunDir
@@ -101,9 +100,7 @@ class Nodes:
 
 
 @pytest.fixture(scope="module")
-def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
-    digits = str(tmp_path_factory.mktemp("data") / "digits")
-    import_dataset("digits", None, digits)
+def nodes(digits: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
     with raylets(2, cpus=3, with_dashboard=True) as cluster:
         url = f"http://{cluster.webui_url}"
         yield Nodes(cluster.address, url, digits, tmp_path_factory.mktemp("runs"))

@@ -17,6 +17,8 @@ from labelmesh.graph_store.shard_options import ShardOptions
 from labelmesh.graph_store.store import StoreLostError, StoreSpec
 from labelmesh.graph_store.view import GraphView, NodeState, PseudoLabels
 
+from .waiting import is_alive, until
+
 pytestmark = pytest.mark.ray
 
 SPEC = StoreSpec(num_nodes=20, dim=3, num_classes=2, k=4)
@@ -116,7 +118,9 @@ def test_a_shard_that_died_is_an_error_and_never_an_empty_answer(
 
     with RayStore.create(SPEC, num_shards=2, options=ShardOptions(threads_per_shard=1)) as doomed:
         publish(doomed)
+        pid = doomed.shard_pids()[1]
         ray.kill(doomed._link.actors[1], no_restart=not restarts)
+        until(lambda: not is_alive(pid))  # it may answer as long as it lives
         calls: list[Callable[[], object]] = [
             lambda: doomed.neighbors(ALL),
             lambda: doomed.neighborhood(ALL, hops=1, round=0),

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,17 +10,11 @@ from labelmesh.trainers import reservation
 from labelmesh.trainers.placement import Placement
 from labelmesh.trainers.reservation import Room, reserve
 
+from .waiting import until
+
 pytestmark = pytest.mark.ray
 
 ONE_CPU = {"CPU": 1.0}
-
-
-def until(is_so: Callable[[], bool], seconds: float = 60.0) -> None:
-    """Poll with a deadline."""
-    end = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 def free_cpus() -> float:

@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,11 +12,12 @@ from typing import Any
 import labelmesh as lm
 import pytest
 import ray
-from labelmesh.datasets.importing import import_dataset
 from labelmesh.trainers.reservation import remove_orphans
 from labelmesh.trainers.run_dir import RunDir
 from labelmesh.tune.sweep import Sweep
 from ray._private.state import actors
+
+from .waiting import is_alive, until
 
 pytestmark = [pytest.mark.ray, pytest.mark.soak]
 
@@ -76,23 +75,16 @@ class Watch:
 
 
 @pytest.fixture(scope="module")
-def swept(ray_local: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Sweep, Watch]:
+def swept(
+    ray_local: str, digits: str, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Sweep, Watch]:
     folder = tmp_path_factory.mktemp("sweep")
-    import_dataset("digits", None, str(folder / "digits"))
     (folder / "four.toml").write_text(SWEEP)
     watch = Watch(folder)
-    overrides = {**RUNS, "data.uri": str(folder / "digits")}
+    overrides = {**RUNS, "data.uri": digits}
     until(lambda: ray.available_resources()["CPU"] == 4.0)
     sweep = lm.connect().tune(folder / "four.toml", set=overrides, out=str(folder), on_event=watch)
     return sweep, watch
-
-
-def until(is_so: Callable[[], bool], seconds: float = 60.0) -> None:
-    """Poll with a deadline."""
-    end = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < end
-        time.sleep(0.1)
 
 
 def test_what_became_of_each_point(swept: tuple[Sweep, Watch]) -> None:
@@ -148,11 +140,3 @@ def test_nothing_is_left(swept: tuple[Sweep, Watch]) -> None:
         return {a["ActorClassName"] for a in mine if a["State"] != "DEAD" or is_alive(a["Pid"])}
 
     until(lambda: not left())
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return pid > 0

@@ -15,7 +15,6 @@ from typing import Any
 import labelmesh as lm
 import pytest
 import ray
-from labelmesh.datasets.importing import import_dataset
 from labelmesh.datasets.manifest import splits_of
 from labelmesh.trainers import evaluate, worker
 from labelmesh.trainers.config import ConfigError, load_config
@@ -46,13 +45,6 @@ max_concurrent = 2
 "graph.k" = { grid = [5, 500] }
 "train.epochs" = { grid = [2, 12] }
 """
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> str:
-    uri = str(tmp_path_factory.mktemp("data") / "digits")
-    import_dataset("digits", None, uri)
-    return uri
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from labelmesh.cluster.cli import main
-from labelmesh.datasets.importing import import_dataset
 
 FAST = [
     "train.engine=local",
@@ -30,15 +29,8 @@ FAST = [
 ]
 
 
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("data") / "digits"
-    import_dataset("digits", None, str(path))
-    return path
-
-
 @pytest.fixture
-def copy(digits: Path, tmp_path: Path) -> Path:
+def copy(digits: str, tmp_path: Path) -> Path:
     return Path(shutil.copytree(digits, tmp_path / "digits"))
 
 
@@ -63,12 +55,12 @@ def refused(capsys: pytest.CaptureFixture[str], out: Path, *extra: str, data: Pa
     return " ".join(said.split())
 
 
-def test_misspelt_key(digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_misspelt_key(digits: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = refused(capsys, tmp_path, "graph.kk=3", data=digits)
     assert "unknown key 'graph.kk'; did you mean 'graph.k'?" in said
 
 
-def test_k_not_below_n(digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_k_not_below_n(digits: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = refused(capsys, tmp_path, "graph.k=100", data=digits)
     assert "graph.k = 100 is not below the number of nodes, 100" in said
 
@@ -137,7 +129,7 @@ def test_features_that_are_not_finite(tmp_path: Path, capsys: pytest.CaptureFixt
     assert not (tmp_path / "labels.parquet").exists()
 
 
-def test_existing_output(digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_existing_output(digits: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = [part for item in [f"data.uri={digits}", *FAST] for part in ("--set", item)]
     command = ["train", "dag-digits", "--name", "run", "--out", str(tmp_path), *flags]
     with pytest.raises(SystemExit) as stop:

@@ -12,7 +12,6 @@ import pytest
 import torch
 from labelmesh.cluster.api import Run
 from labelmesh.cluster.driver import drive
-from labelmesh.datasets.importing import import_dataset
 from labelmesh.datasets.manifest import splits_of
 from labelmesh.datasets.reader import Reader
 from labelmesh.datasets.splits import Split
@@ -48,13 +47,6 @@ FAST: dict[str, Any] = {
     "model.feature_dim": WIDTH,
     "model.freeze": True,
 }
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> str:
-    uri = str(tmp_path_factory.mktemp("data") / "digits")
-    import_dataset("digits", None, uri)
-    return uri
 
 
 def save_model(folder: Path, *, kind: str = "dinov2") -> str:

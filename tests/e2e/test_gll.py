@@ -12,7 +12,6 @@ import pytest
 import torch
 from labelmesh.cluster.api import Run
 from labelmesh.cluster.evaluate import evaluate, evaluate_run
-from labelmesh.datasets.importing import import_dataset
 from labelmesh.datasets.manifest import splits_of
 from labelmesh.datasets.reader import Reader
 from labelmesh.datasets.truth import load_truth
@@ -33,13 +32,6 @@ FAST = {
     "graph.k": 6,
     "model.feature_dim": 16,
 }
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> str:
-    uri = str(tmp_path_factory.mktemp("data") / "digits")
-    import_dataset("digits", None, uri)
-    return uri
 
 
 def train(digits: str, out: Path, name: str, **changes: Any) -> Run:

@@ -12,7 +12,6 @@ import labelmesh as lm
 import pytest
 import torch
 from labelmesh.cluster.api import Run
-from labelmesh.datasets.importing import import_dataset
 from labelmesh.trainers.outcome import RunPaused
 from labelmesh.trainers.run_dir import RunDir
 from safetensors.torch import load_file
@@ -30,13 +29,6 @@ FAST = {
     "graph.k": 6,
     "model.feature_dim": 16,
 }
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> str:
-    uri = str(tmp_path_factory.mktemp("data") / "digits")
-    import_dataset("digits", None, uri)
-    return uri
 
 
 def train(

@@ -10,7 +10,6 @@ import labelmesh as lm
 import pytest
 import torch
 from labelmesh.cluster.api import Run
-from labelmesh.datasets.importing import import_dataset
 from labelmesh.trainers import loop
 from labelmesh.trainers.method import Batch, Loss, NetworkCall
 from labelmesh.trainers.methods.cyclecluster import CycleCluster
@@ -29,13 +28,6 @@ FAST = {
     "data.val_share": 0.0,
     "model.feature_dim": 16,
 }
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> str:
-    uri = str(tmp_path_factory.mktemp("data") / "digits")
-    import_dataset("digits", None, uri)
-    return uri
 
 
 def train(digits: str, out: Path, config: str, name: str, **changes: Any) -> Run:

@@ -14,7 +14,6 @@ import torch
 from labelmesh.cluster import driver
 from labelmesh.cluster.api import Run
 from labelmesh.cluster.status import examine
-from labelmesh.datasets.importing import import_dataset
 from labelmesh.trainers.config import ConfigError
 from labelmesh.trainers.run_dir import RunDir
 from labelmesh.trainers.tensorboard_sink import read_points
@@ -35,13 +34,6 @@ FAST = {
     "graph.k": 6,
     "model.feature_dim": 16,
 }
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> str:
-    uri = str(tmp_path_factory.mktemp("data") / "digits")
-    import_dataset("digits", None, uri)
-    return uri
 
 
 def train(digits: str, out: Path, config: str = "dag-digits", **changes: Any) -> Run:

@@ -15,7 +15,6 @@ import torch
 from labelmesh.cluster.api import Run
 from labelmesh.cluster.resources import ResourceError
 from labelmesh.cluster.status import examine
-from labelmesh.datasets.importing import import_dataset
 from labelmesh.trainers.outcome import RunFailed, RunPaused
 from safetensors.torch import load_file
 
@@ -34,13 +33,6 @@ FAST = {
     "graph.k": 6,
     "model.feature_dim": 16,
 }
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> str:
-    uri = str(tmp_path_factory.mktemp("data") / "digits")
-    import_dataset("digits", None, uri)
-    return uri
 
 
 def train(

@@ -8,7 +8,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from labelmesh.datasets.importing import import_dataset
 from labelmesh.datasets.manifest import load_index
 from labelmesh.datasets.reader import Reader
 from labelmesh.graph_store.local_store import LocalStore
@@ -20,13 +19,6 @@ from labelmesh.trainers.run_dir import RunDir
 
 NUM_NODES = 200
 NOT_READ = 13
-
-
-@pytest.fixture(scope="session")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> str:
-    uri = str(tmp_path_factory.mktemp("data") / "digits")
-    import_dataset("digits", None, uri)
-    return uri
 
 
 @pytest.fixture(scope="session")

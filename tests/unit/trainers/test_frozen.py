@@ -35,13 +35,6 @@ ROWS = torch.tensor([40, 3, 17, 900, 8, 5, 21, 11, 30, 2])
 LABELS = torch.tensor([1, -1, 2, -1, -1, 0, -1, -1, -1, -1])
 
 
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> str:
-    uri = str(tmp_path_factory.mktemp("data") / "digits")
-    import_dataset("digits", None, uri)
-    return uri
-
-
 def net(seed: int = 0) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(seed)

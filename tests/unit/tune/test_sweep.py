@@ -8,7 +8,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from labelmesh.datasets.importing import import_dataset
 from labelmesh.trainers.config import ConfigError, RunSpec, load_config
 from labelmesh.trainers.run_dir import RunDir
 from labelmesh.tune.points import Point
@@ -18,13 +17,6 @@ from labelmesh.tune.sweep_progress import SweepProgress
 from labelmesh.tune.sweep_spec import SweepSpec, base_run, parse_sweep
 from labelmesh.tune.trial import point_uri, write_point
 from rich.console import Console
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> str:
-    uri = str(tmp_path_factory.mktemp("data") / "digits")
-    import_dataset("digits", None, uri)
-    return uri
 
 
 def make(digits: str, **changes: Any) -> tuple[SweepSpec, RunSpec]:

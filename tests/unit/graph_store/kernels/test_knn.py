@@ -177,3 +177,18 @@ def test_merge_orders_ties_by_id_and_pads() -> None:
     assert merged[0].tolist() == [[2, 7, 9, 4, -1]]
     assert merged[1].tolist() == [[1.0, 1.0, 1.0, 2.0, torch.inf]]
     assert merge_topk([ids[0]], [distances[0].double()], 4)[0].tolist() == [[9, 4, -1, -1]]
+
+
+@pytest.mark.parametrize("missing", [0.0, 0.3, 0.999, 1.0])
+def test_merge_of_many_lists_is_the_sorted_list(missing: float) -> None:
+    """Distances with ties, at the k-th place too."""
+    g = torch.Generator().manual_seed(4)
+    ids = torch.stack([torch.randperm(3000, generator=g)[:900] for _ in range(20)])
+    ids[torch.rand(ids.shape, generator=g) < missing] = -1
+    distances = torch.randint(300, ids.shape, generator=g).double()
+    merged = merge_topk(ids.split(15, dim=1), distances.split(15, dim=1), 7)
+    rows = zip(distances.tolist(), ids.tolist())
+    expected = [sorted(p for p in zip(*row) if p[1] >= 0)[:7] for row in rows]
+    padded = [row + [(torch.inf, -1)] * (7 - len(row)) for row in expected]
+    assert merged[0].tolist() == [[i for _, i in row] for row in padded]
+    assert merged[1].tolist() == [[d for d, _ in row] for row in padded]
