@@ -11,6 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# The same examples every time, however busy the machine is. Others are tried by
+# `--hypothesis-profile random`, and again by the seed that a failure then prints.
+_UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
+settings.register_profile("random", _UNHURRIED)
+settings.register_profile("repeatable", _UNHURRIED, derandomize=True, database=None)
+settings.load_profile("repeatable")
 
 # Ray reads these when it is imported, so they are set before any test module is. A test run makes
 # clusters of its own with a token of its own; it never joins a cluster that happens to be there.
@@ -47,6 +55,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return "ray" if uses_ray(config.rootpath / file) else file
 
     return ByFile(config, log)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Layers that a test makes without a word about seeds begin with the same weights each time."""
+    import torch
+
+    torch.default_generator.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

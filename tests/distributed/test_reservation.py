@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from typing import Any
 
 import pytest
 from labelmesh.trainers import reservation
 from labelmesh.trainers.placement import Placement
-from labelmesh.trainers.reservation import Room, reserve
+from labelmesh.trainers.reservation import Reservation, Room, reserve
 
 from .waiting import until
 
@@ -23,30 +24,54 @@ def free_cpus() -> float:
     return float(ray.available_resources().get("CPU", 0.0))
 
 
+class Second:
+    """A run that waits for its room in a thread; nothing of it is left for the tests after it."""
+
+    def __init__(self, wanted: Room) -> None:
+        self.told: list[dict[str, Any]] = []
+        self.granted: list[Reservation] = []
+        self._given_up = threading.Event()
+        self._thread = threading.Thread(target=self._wait, args=(wanted,))
+        self._thread.start()
+
+    def _wait(self, wanted: Room) -> None:
+        with suppress(InterruptedError):
+            self.granted.append(reserve(wanted, self._plan, self.told.append))
+
+    def _plan(self) -> Placement:
+        if self._given_up.is_set():
+            raise InterruptedError
+        return Placement()
+
+    def __enter__(self) -> Second:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._given_up.set()
+        self._thread.join()
+        for room in self.granted:
+            room.close()
+
+
 def test_two_runs_take_their_room_one_after_the_other(
     ray_local: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reservation, "_TRY_S", 1)
+    monkeypatch.setattr(reservation, "_TRY_S", 3)
+    monkeypatch.setattr(reservation, "_WAIT_S", 30)
     until(lambda: free_cpus() == 4.0)
     wanted = Room(shards=2, trainers=2, per_shard=ONE_CPU, per_trainer=ONE_CPU)
     first = reserve(wanted, Placement)
-    told: list[dict[str, Any]] = []
-    granted: list[reservation.Reservation] = []
-    waiting = threading.Thread(
-        target=lambda: granted.append(reserve(wanted, Placement, told.append)), daemon=True
-    )
-    waiting.start()
-    until(lambda: bool(told))
-    assert told[0] == {"kind": "waiting", "shards": 2, "trainers": 2}
-    # The first run's workers may start where its trainers' bundles were: the second holds nothing.
-    first.release_trainers()
-    until(lambda: free_cpus() == 2.0)
-    assert not granted
-    first.close()
-    waiting.join(60)
-    (second,) = granted
-    until(lambda: free_cpus() == 0.0)
-    second.close()
+    with Second(wanted) as second:
+        until(lambda: bool(second.told))
+        assert second.told[0] == {"kind": "waiting", "shards": 2, "trainers": 2}
+        # The first run's workers may start where its trainers' bundles were: the second holds
+        # nothing.
+        first.release_trainers()
+        until(lambda: free_cpus() == 2.0)
+        assert not second.granted
+        first.close()
+        until(lambda: bool(second.granted))
+        until(lambda: free_cpus() == 0.0)
     until(lambda: free_cpus() == 4.0)
 
 

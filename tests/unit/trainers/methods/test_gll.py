@@ -146,7 +146,7 @@ def test_mixed_rows_are_trained_towards_both_labels() -> None:
 def test_gradients_reach_rows_and_base_rows() -> None:
     method = GLL(k=K, pseudo="none")
     # rows that a random map parts from all base rows have a uniform prediction, and no gradient
-    features = nn.Linear(D, D)
+    features = nn.Linear(D, D, bias=False)
     nn.init.eye_(features.weight)
     net = method.build(features, D, C)
     weights = next(net.parameters())
