@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[3]
+from ..other_process import run_cases
+
 CASES = (
     "device_graph_cases.py",
     "device_solver_cases.py",
@@ -16,8 +15,4 @@ CASES = (
 
 
 def test_on_a_device_that_is_not_the_cpu() -> None:
-    paths = [str(Path(__file__).with_name(name)) for name in CASES]
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *paths]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "passed" in done.stdout or "[100%]" in done.stdout
+    run_cases([Path(__file__).with_name(name) for name in CASES])
