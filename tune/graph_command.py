@@ -180,11 +180,12 @@ def _print(result: SweepResult, facts: dict[str, Any], best: Best, *, json: bool
     if json:
         print_json({**facts, "notes": list(best.notes), "table": result.table().to_pylist()})
         return
-    finished = [point for point in result.points if point.state == "finished"]
-    ranked = sorted(finished, key=lambda point: -point.mean)[:_SHOWN]
-    keys = list(result.keys)
-    rows = [[p.params.get(key) for key in keys] + [p.mean, p.sd, p.num] for p in ranked]
-    print_table([*keys, "mean", "sd", "num"], rows, title=f"{result.name}: {result.metric}")
+    finished = [(i, p) for i, p in enumerate(result.points) if p.state == "finished"]
+    ranked = sorted(finished, key=lambda point: -point[1].mean)[:_SHOWN]
+    keys = result.keys
+    rows = [[i, *(p.params.get(key) for key in keys), p.mean, p.sd, p.num] for i, p in ranked]
+    header = ["point", *keys, "mean", "sd", "num"]
+    print_table(header, rows, title=f"{result.name}: {result.metric}")
     print_facts(facts)
     for note in best.notes:
         typer.echo(note, err=True)

@@ -57,7 +57,7 @@ class Point:
 
 @dataclass(frozen=True)
 class SweepResult:
-    """All points of a sweep, in the order in which they were chosen.
+    """All points of a sweep, in the order in which they were chosen; they are numbered from 0.
 
     Attributes:
         metric: What the scores are.
@@ -89,14 +89,14 @@ class SweepResult:
         return max(finished, key=lambda point: sign * point.mean)
 
     def table(self) -> pa.Table:
-        """keys, mean, sd, num, state, seconds, rounds, error; a row per point, in order.
+        """point (its number), keys, mean, sd, num, state, seconds, rounds, error; in order.
 
         Values of different kinds under one key (0.5 and "self_tuning") are given as text; a key
         that a point has not is null.
         """
-        columns: dict[str, pa.Array] = {
-            key: _column([point.params.get(key) for point in self.points]) for key in self.keys
-        }
+        columns: dict[str, pa.Array] = {"point": pa.array(range(len(self.points)), pa.int64())}
+        for key in self.keys:
+            columns[key] = _column([point.params.get(key) for point in self.points])
         for name in ("mean", "sd", "seconds"):
             values = [_finite(getattr(point, name)) for point in self.points]
             columns[name] = pa.array(values, pa.float64())
@@ -105,7 +105,7 @@ class SweepResult:
         columns["state"] = pa.array([point.state for point in self.points], pa.string())
         columns["error"] = pa.array([point.error for point in self.points], pa.string())
         order = ("mean", "sd", "num", "state", "seconds", "rounds", "error")
-        return pa.table({name: columns[name] for name in (*self.keys, *order)})
+        return pa.table({name: columns[name] for name in ("point", *self.keys, *order)})
 
     def save(self, uri: str) -> None:
         """Write `sweep.json`, from which `load` reads, and `table.parquet` into a folder."""

@@ -145,7 +145,7 @@ def figures(result: SweepResult, best: int) -> list[Section]:
     sign = 1.0 if result.mode == "max" else -1.0
     scores = [p.mean if p.state == "finished" else math.nan for p in result.points]
     curve = report_plots.best_so_far(scores, metric=result.metric, sign=sign)
-    after = f"The best point was number {best + 1} of {len(result.points)}."
+    after = f"The best point was number {best}; the last one was {len(result.points) - 1}."
     search = [Plot("best_so_far", curve, after)]
     text = "Means over the scores of each point."
     found = importance(axes, means)
@@ -257,8 +257,8 @@ def _table_text(result: SweepResult) -> str:
 
 
 def _header(result: SweepResult) -> list[dict[str, Any]]:
-    numbers = {"rank", "mean", "sd", "scores", "seconds"}
-    names = ["rank", *result.keys, "mean", "sd", "scores", "seconds", "state"]
+    numbers = {"rank", "point", "mean", "sd", "scores", "seconds"}
+    names = ["rank", "point", *result.keys, "mean", "sd", "scores", "seconds", "state"]
     return [{"text": name, "is_number": name in numbers} for name in names]
 
 
@@ -274,14 +274,15 @@ def _rows(result: SweepResult, best: int | None) -> list[dict[str, Any]]:
     return [
         {
             "is_best": number == best,
-            "cells": _cells(result, result.points[number], rank),
+            "cells": _cells(result, number, rank),
         }
         for rank, number in enumerate(order, 1)
     ]
 
 
-def _cells(result: SweepResult, point: Point, rank: int) -> list[dict[str, Any]]:
-    cells = [_cell(rank, str(rank))]
+def _cells(result: SweepResult, number: int, rank: int) -> list[dict[str, Any]]:
+    point = result.points[number]
+    cells = [_cell(rank, str(rank)), _cell(number, str(number))]
     cells += [_cell(point.params.get(key)) for key in result.keys]
     cells += [_cell(point.mean, f"{point.mean:.4f}"), _cell(point.sd, f"{point.sd:.4f}")]
     cells += [_cell(point.num), _cell(point.seconds, f"{point.seconds:.2f}")]

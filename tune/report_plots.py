@@ -169,10 +169,10 @@ def importance(names: Sequence[str], drops: np.ndarray, *, metric: str) -> Figur
 
 @styled
 def best_so_far(scores: Sequence[float], *, metric: str, sign: float) -> Figure:
-    """Score of each point in the order of the sweep (NaN: none), and the best until then."""
+    """Score of each point by its number (NaN: none), and the best until then."""
     figure, axes = new_figure("Best so far", x="point", y=metric)
     found = np.asarray(scores, dtype=np.float64)
-    numbers = np.arange(1, len(found) + 1)
+    numbers = np.arange(len(found))
     known = np.isfinite(found)
     axes.scatter(numbers[known], found[known], s=18, color=GRAY, linewidths=0, label="point")
     best = sign * np.maximum.accumulate(np.where(known, sign * found, -np.inf))

@@ -167,11 +167,8 @@ def load_points(folder: RunDir) -> tuple[dict[int, Point], dict[int, Params]]:
 
 def conclude(spec: SweepSpec, base: RunSpec, folder: RunDir) -> Sweep:
     """What a sweep leaves: result, table, report, and the best configuration."""
-    points = [
-        read_point(folder.child(f"points/{name}"))
-        for name in folder.names("points")
-        if folder.exists(f"points/{name}/{POINT_FILE}")
-    ]
+    names = (n for n in folder.names("points") if folder.exists(f"points/{n}/{POINT_FILE}"))
+    points = [read_point(folder.child(f"points/{name}")) for name in sorted(names, key=int)]
     space = spec.search_space
     result = SweepResult(
         name=spec.name,

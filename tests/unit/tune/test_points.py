@@ -41,6 +41,7 @@ def test_without_a_finished_point_none_is_best() -> None:
 def test_the_table_has_a_row_per_point() -> None:
     table = result(point(3, 0.5, 0.7), point(4, state="failed", error="broke")).table()
     assert table.to_pylist()[1] == {
+        "point": 1,
         "graph.k": 4,
         "mean": None,
         "sd": None,

@@ -72,7 +72,7 @@ def test_tune_prints_the_best_points_first(
 ) -> None:
     assert call("tune", "sweep-dag-digits", "--name", "s") == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert [line[0] for line in lines[2:5]] == ["9", "7", "5"]
+    assert [line[:2] for line in lines[2:5]] == [["1", "9"], ["2", "7"], ["0", "5"]]
     assert ["best_config", "runs/s/best.toml"] in lines
 
 
