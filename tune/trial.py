@@ -1,9 +1,9 @@
 """One point of a sweep: a run per seed, in one process, each in a directory of its own.
 
-A point's folder holds `seed-0/`, `seed-1/` ... (ordinary runs), `seed-0.json` once that run is
-done, and `point.json` once all are. Who begins again where a process died finds out from these
-files what is left to do. Rounds of the first seed are reported as they come, so that a scheduler
-can give the point up before the others are run. Knows no Ray.
+A point's folder holds `seed-0/`, `seed-1/` ... (ordinary runs), `seed-0-seconds.json` where that
+run has paused, `seed-0.json` once it is done, and `point.json` once all are. Who begins again where
+a process died finds out from these files what is left to do. Rounds of the first seed are reported
+as they come, so that a scheduler can give the point up before the others are run. Knows no Ray.
 """
 
 from __future__ import annotations
@@ -118,22 +118,42 @@ def run_seed(task: Task, seed: int, report: Report | None) -> dict[str, Any]:
     run = RunDir(folder.child(name))
     spec = trial_run(task.spec, task.base, task.params, seed)
     spec = with_overrides(spec, {} if task.until is None else {"train.pause_after": task.until})
-    start = time.perf_counter()
+    spent = Stopwatch(folder, f"{name}-seconds.json")
     listener = Listener(task.metric, task.metric.last_round(spec), report)
-    with connect() as cluster:
-        cluster.train(spec, out=task.uri, resume=True, report=False, on_event=listener.on_event)
+    try:
+        with connect() as cluster:
+            cluster.train(spec, out=task.uri, resume=True, report=False, on_event=listener.on_event)
+    except RunPaused:
+        spent.keep()
+        raise
     history = task.metric.history(run.read_lines(task.metric.file))
     if not history or not math.isfinite(history[max(history)]):
         raise ValueError(f"the run recorded no {task.spec.metric}")
     done = {
         "score": history[max(history)],
         "rounds": max(history),
-        "seconds": time.perf_counter() - start,
+        "seconds": spent.seconds,
     }
     folder.write_json(f"{name}.json", done)
     # A finished run is not gone on with, and a sweep has many of them.
     run.remove("checkpoints")
     return done
+
+
+class Stopwatch:
+    """Seconds since it was made, and those that were kept in its file before."""
+
+    def __init__(self, folder: RunDir, name: str) -> None:
+        self._folder, self._name = folder, name
+        self._before = folder.read_json(name)["seconds"] if folder.exists(name) else 0.0
+        self._start = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        return float(self._before + time.perf_counter() - self._start)
+
+    def keep(self) -> None:
+        self._folder.write_json(self._name, {"seconds": self.seconds})
 
 
 class Listener:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import pytest
 from labelmesh.trainers.config import RunSpec
-from labelmesh.trainers.outcome import RunFailed
+from labelmesh.trainers.outcome import RunFailed, RunPaused
 from labelmesh.trainers.run_dir import RunDir
 from labelmesh.tune import trial
 from labelmesh.tune.metrics import METRICS
@@ -93,6 +94,17 @@ def test_seeds_that_are_done_are_not_run_again(
     again = run_point(task, lambda round, score: told.append((round, score)))
     assert (again.state, again.scores, fake.runs) == ("finished", (0.75, 0.25), ["seed-1"])
     assert told == [(3, 0.5)]
+
+
+def test_seconds_before_a_pause_count(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    ticks = itertools.count(0.0, 10.0)
+    monkeypatch.setattr(trial.time, "perf_counter", lambda: next(ticks))
+    _, task = make(monkeypatch, tmp_path, {0: 0.75, 1: 0.25}, {1: RunPaused("round 2")})
+    for _ in range(2):
+        with pytest.raises(RunPaused):
+            run_point(task, lambda *_: None)
+    _, task = make(monkeypatch, tmp_path, {1: 0.25})
+    assert run_point(task, lambda *_: None).seconds == 40.0
 
 
 def test_values_that_do_not_go_together_are_a_failed_point(
