@@ -8,6 +8,7 @@ of a `Searcher`, and what became of a point is read from its folder: Tune's own 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -41,6 +42,8 @@ _SETTINGS = {
     # Ctrl-C ends the sweep instead of leaving a half that looks whole
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
 }
+# They speak of records that Tune was told not to keep, and of how fast it is itself.
+_SILENT = ("ray.tune.analysis.experiment_analysis", "ray.tune.tune", "ray.tune.utils.util")
 _RECORDS = "ray_tune"
 # A process that died is begun again, from its run's checkpoint, so often.
 _RESTARTS = 2
@@ -265,6 +268,9 @@ def _settings() -> Iterator[None]:
     """Tune's switches, for as long as it runs."""
     before = {name: os.environ.get(name) for name in _SETTINGS}
     os.environ.update(_SETTINGS)
+    levels = {name: logging.getLogger(name).level for name in _SILENT}
+    for name in _SILENT:
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         yield
     finally:
@@ -273,3 +279,5 @@ def _settings() -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
