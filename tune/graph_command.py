@@ -180,11 +180,7 @@ def _print(result: SweepResult, facts: dict[str, Any], best: Best, *, json: bool
     if json:
         print_json({**facts, "notes": list(best.notes), "table": result.table().to_pylist()})
         return
-    finished = [(i, p) for i, p in enumerate(result.points) if p.state == "finished"]
-    ranked = sorted(finished, key=lambda point: -point[1].mean)[:_SHOWN]
-    keys = result.keys
-    rows = [[i, *(p.params.get(key) for key in keys), p.mean, p.sd, p.num] for i, p in ranked]
-    header = ["point", *keys, "mean", "sd", "num"]
+    header, rows = result.leaders(_SHOWN)
     print_table(header, rows, title=f"{result.name}: {result.metric}")
     print_facts(facts)
     for note in best.notes:

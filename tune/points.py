@@ -79,14 +79,33 @@ class SweepResult:
         Raises:
             ValueError: No point was finished.
         """
-        sign = 1.0 if self.mode == "max" else -1.0
-        finished = [p for p in self.points if p.state == "finished" and math.isfinite(p.mean)]
-        if not finished:
+        ranked = self.ranked
+        if not ranked:
             why = next((p.error for p in self.points if p.error), "every point was stopped early")
             raise ValueError(
                 f"no point of the sweep {self.name!r} was finished, so none is best: {why}"
             )
-        return max(finished, key=lambda point: sign * point.mean)
+        return self.points[ranked[0]]
+
+    @property
+    def ranked(self) -> list[int]:
+        """Numbers of the finished points, the best one first; of equals the first."""
+        sign = 1.0 if self.mode == "max" else -1.0
+        finished = [
+            number
+            for number, point in enumerate(self.points)
+            if point.state == "finished" and math.isfinite(point.mean)
+        ]
+        return sorted(finished, key=lambda number: -sign * self.points[number].mean)
+
+    def leaders(self, count: int) -> tuple[list[str], list[list[Any]]]:
+        """Header and rows of the best points, `count` of them at most."""
+        rows = []
+        for number in self.ranked[:count]:
+            point = self.points[number]
+            values = [point.params.get(key) for key in self.keys]
+            rows.append([number, *values, point.mean, point.sd, point.num])
+        return ["point", *self.keys, "mean", "sd", "num"], rows
 
     def table(self) -> pa.Table:
         """point (its number), keys, mean, sd, num, state, seconds, rounds, error; in order.

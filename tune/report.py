@@ -117,11 +117,7 @@ def render(
 
 def best_number(result: SweepResult) -> int | None:
     """Number of the best point; None where no point was finished."""
-    finished = [p for p in result.points if p.state == "finished" and math.isfinite(p.mean)]
-    if not finished:
-        return None
-    best = result.best
-    return next(i for i, point in enumerate(result.points) if point is best)
+    return next(iter(result.ranked), None)
 
 
 def figures(result: SweepResult, best: int) -> list[Section]:

@@ -83,12 +83,7 @@ def _print_result(found: Sweep, title: str, *, json: bool) -> None:
     if json:
         print_json({**facts, "table": found.table().to_pylist()})
         return
-    sign = 1 if found.result.mode == "max" else -1
-    finished = [(i, p) for i, p in enumerate(found.result.points) if p.state == "finished"]
-    ranked = sorted(finished, key=lambda point: -sign * point[1].mean)[:_SHOWN]
-    keys = found.result.keys
-    rows = [[i, *(p.params[k] for k in keys), p.mean, p.sd, p.num] for i, p in ranked]
-    header = ["point", *keys, "mean", "sd", "num"]
+    header, rows = found.result.leaders(_SHOWN)
     print_table(header, rows, title=f"{title}: {found.result.metric}")
     print_facts(facts)
 
